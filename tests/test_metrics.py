@@ -1,0 +1,192 @@
+"""Scores: worked by hand, against scikit-learn, and against the second evaluator faster-coco-eval."""
+
+import numpy as np
+import pytest
+from faster_coco_eval import COCO, COCOeval_faster
+from pycocotools import mask as rle_tools
+from sklearn.metrics import confusion_matrix, jaccard_score
+
+from usam.datasets import Instance
+from usam.errors import UserError
+from usam.metrics import ConfusionMatrix, map50
+
+SIZE = (20, 30)  # height, width
+
+
+def box(top: int, left: int, height: int, width: int, size: tuple[int, int] = SIZE) -> dict:
+    mask = np.zeros(size, np.uint8, order="F")
+    mask[top : top + height, left : left + width] = 1
+    return rle_tools.encode(mask)
+
+
+def test_iou_by_hand():
+    scores = ConfusionMatrix(3)
+    scores.add(np.array([[0, 0, 1, 1], [2, 2, 255, 255]], np.uint8), np.array([[0, 1, 1, 1], [0, 3, 2, 1]]))
+    np.testing.assert_array_equal(scores.matrix, [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]])
+    np.testing.assert_allclose(scores.iou(), [1 / 3, 2 / 3, 0, np.nan])  # class 3 is predicted, never true
+    assert scores.miou() == pytest.approx(1 / 3)
+    assert scores.matrix.dtype == np.int64
+
+
+def test_no_pixel_counted_gives_nan():
+    scores = ConfusionMatrix(2)
+    scores.add(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8))
+    assert not scores.matrix.any() and np.isnan(scores.miou())
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_iou_against_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    classes, scores = 6, ConfusionMatrix(6)
+    truths = [rng.choice([0, 1, 2, 3, 5, 255], (int(h), 17)).astype(np.uint8) for h in rng.integers(5, 40, 4)]
+    guesses = [np.where(rng.random(t.shape) < 0.6, t % 255, rng.integers(0, 7, t.shape)) for t in truths]
+    for truth, guess in zip(truths, guesses, strict=True):
+        scores.add(truth, guess.astype(np.uint8))
+    y = np.concatenate([t.ravel() for t in truths]).astype(int)
+    z = np.concatenate([g.ravel() for g in guesses]).astype(int)
+    y, z = y[y != 255], z[y != 255]
+    np.testing.assert_array_equal(scores.matrix, confusion_matrix(y, z, labels=range(classes + 1)))
+    occurring = np.unique(y)
+    np.testing.assert_allclose(scores.iou()[occurring], jaccard_score(y, z, labels=occurring, average=None))
+    assert np.isnan(np.delete(scores.iou(), occurring)).all()
+    assert scores.miou() == pytest.approx(jaccard_score(y, z, labels=occurring, average="macro"))
+
+
+@pytest.mark.parametrize("truth, guess", [((2, 3), (3, 2)), ((2, 3), (6,))])
+def test_shapes_must_match(truth, guess):
+    with pytest.raises(UserError, match="own size"):
+        ConfusionMatrix(2).add(np.zeros(truth, np.uint8), np.zeros(guess, np.uint8))
+
+
+@pytest.mark.parametrize("truth, guess", [(3, 0), (0, 3), (0, 255), (0, -1)])
+def test_values_must_be_classes(truth, guess):
+    with pytest.raises(UserError, match="expected 0 to 2"):
+        ConfusionMatrix(2).add(np.full((2, 2), truth), np.full((2, 2), guess))
+
+
+# Three objects of class 1 on two images; hits at ranks 1 and 3. Precision 1, 1/2, 2/3 at recall 1/3, 1/3, 2/3, so of
+# the 101 recall levels 34 (0 to 0.33) have 1 and 33 (0.34 to 0.66) have 2/3: (34 + 22) / 101.
+TRUTH = [
+    ("2007_000033", SIZE, [Instance(1, box(0, 0, 5, 10)), Instance(1, box(10, 0, 5, 10))]),
+    ("2007_000042", SIZE, [Instance(1, box(0, 0, 10, 10))]),
+    ("2007_000061", SIZE, []),
+]
+FOUND = [
+    ("2007_000033", 1, 0.9, box(0, 0, 5, 10)),
+    ("2007_000061", 1, 0.8, box(0, 0, 5, 10)),
+    ("2007_000042", 1, 0.7, box(0, 0, 6, 10)),  # IoU 0.6
+    ("2007_000033", 1, 0.6, box(10, 0, 2, 10)),  # IoU 0.4
+]
+WORKED = 56 / 101
+
+
+def test_ap_by_hand(capsys):
+    mean, each = map50(TRUTH, FOUND, 3)
+    assert mean == pytest.approx(WORKED) and each.shape == (3,)
+    np.testing.assert_allclose(each, [np.nan, WORKED, np.nan])
+    assert capsys.readouterr().out == ""
+
+
+def test_other_class_without_truth_does_not_count():
+    mean, each = map50(TRUTH, [*FOUND, ("2007_000061", 2, 0.99, box(0, 0, 5, 10))], 3)
+    assert mean == pytest.approx(WORKED) and np.isnan(each[2])
+
+
+@pytest.mark.parametrize("crowd, expected", [(True, WORKED), (False, None)])
+def test_detections_on_a_crowd_count_for_nothing(crowd, expected):
+    truth = [*TRUTH[:2], ("2007_000061", SIZE, [Instance(1, box(0, 0, 20, 20), crowd)])]
+    on_it = [("2007_000061", 1, 0.95 - i / 100, box(10, i, 3, 3)) for i in range(3)]
+    found = [d if d[0] != "2007_000061" else (*d[:3], box(0, 21, 5, 9)) for d in FOUND] + on_it
+    mean, _ = map50(truth, found, 3)
+    # An ordinary object instead: four objects, hits at ranks 4 and 6 of 7. Precision at most 2/6 at recall 1/4 and 1/2.
+    assert mean == pytest.approx(expected or 51 / 101 * 2 / 6)
+
+
+def test_only_crowds_are_no_ground_truth():
+    mean, each = map50([(1, SIZE, [Instance(0, box(0, 0, 9, 9), True)])], [(1, 0, 0.9, box(0, 0, 5, 5))], 1)
+    assert np.isnan(mean) and np.isnan(each).all()
+
+
+def test_no_detections():
+    mean, each = map50(TRUTH, [], 2)
+    assert mean == 0
+    np.testing.assert_array_equal(each, [np.nan, 0])
+
+
+def test_one_perfect_detection():
+    """The first annotation and the first detection must match: COCOeval takes an id of 0 for "unmatched"."""
+    assert map50([(0, SIZE, [Instance(0, box(2, 3, 4, 5))])], [(0, 0, 0.1, box(2, 3, 4, 5))], 1)[0] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("before, expected", [(99, 1 / 100), (100, 0)])
+def test_a_hundred_detections_an_image_count(before, expected):
+    wrong = [(1, 0, 0.9 - i / 1000, box(15, i % 20, 2, 2)) for i in range(before)]
+    mean, _ = map50([(1, SIZE, [Instance(0, box(0, 0, 4, 4))])], [*wrong, (1, 0, 0.1, box(0, 0, 4, 4))], 1)
+    assert mean == pytest.approx(expected)
+
+
+def random_case(seed: int) -> tuple[list, list, int]:
+    """Images of several sizes, 5 classes (one without truth), crowds, shifted detections, all scores different."""
+    rng = np.random.default_rng(seed)
+    truth, found = [], []
+    for number in range(12):
+        size, ones = (int(rng.integers(20, 40)), int(rng.integers(20, 40))), []
+        for _ in range(rng.integers(0, 6)):
+            top, left, height, width = (int(v) for v in rng.integers([0, 0, 4, 4], [12, 12, 9, 9]))
+            label = int(rng.integers(0, 4))
+            ones.append(Instance(label, box(top, left, height, width, size), bool(rng.random() < 0.2)))
+            for _ in range(rng.integers(0, 3)):
+                top2, left2 = top + int(rng.integers(0, 3)), left + int(rng.integers(0, 3))
+                guess = label if rng.random() < 0.8 else int(rng.integers(0, 5))
+                found.append((f"img{number}", guess, 0.0, box(top2, left2, height, width, size)))
+        truth.append((f"img{number}", size, ones))
+    scores = rng.permutation(len(found)) / len(found)
+    return truth, [(i, label, float(s), mask) for (i, label, _, mask), s in zip(found, scores, strict=True)], 5
+
+
+def second_opinion(truth: list, found: list, num_classes: int) -> np.ndarray:
+    """Average precision per class at IoU 0.50 by faster-coco-eval, -1 without ground truth."""
+    number = {image_id: 100 + n for n, (image_id, _, _) in enumerate(truth)}
+    text = lambda rle: {"size": rle["size"], "counts": rle["counts"].decode()}  # noqa: E731
+    annotations = [
+        dict(image_id=number[i], category_id=10 + one.label, segmentation=text(one.mask), iscrowd=int(one.crowd),
+             area=float(rle_tools.area(one.mask)), bbox=rle_tools.toBbox(one.mask).tolist())
+        for i, _, ones in truth for one in ones
+    ]  # fmt: skip
+    content = {
+        "images": [dict(id=number[i], height=size[0], width=size[1]) for i, size, _ in truth],
+        "categories": [dict(id=10 + c, name=str(c)) for c in range(num_classes)],
+        "annotations": [a | {"id": n} for n, a in enumerate(annotations, 1)],
+    }
+    ground = COCO(content)
+    results = ground.loadRes(
+        [dict(image_id=number[i], category_id=10 + c, segmentation=text(m), score=s) for i, c, s, m in found]
+    )
+    evaluation = COCOeval_faster(ground, results, "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    return evaluation.eval["precision"][0, :, :, 0, -1].mean(axis=0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_ap_against_faster_coco_eval(seed):
+    truth, found, num_classes = random_case(seed)
+    other = second_opinion(truth, found, num_classes)
+    mean, each = map50(truth, found, num_classes)
+    np.testing.assert_allclose(each, np.where(other < 0, np.nan, other), atol=1e-9)
+    assert mean == pytest.approx(other[other >= 0].mean())
+    assert 0.1 < mean < 0.9 and np.isnan(each[4])
+
+
+@pytest.mark.parametrize(
+    "truth, found, message",
+    [
+        ([*TRUTH, TRUTH[0]], FOUND, "every image once"),
+        (TRUTH, [("2007_000999", 1, 0.9, box(0, 0, 5, 5))], "'2007_000999', which has no truth"),
+        (TRUTH, [("2007_000033", 1, 0.9, box(0, 0, 5, 5, SIZE[::-1]))], r"'2007_000033' is \[30, 20\]"),
+        (TRUTH, [("2007_000033", 3, 0.9, box(0, 0, 5, 5))], "label 3, expected 0 to 2"),
+    ],
+)
+def test_bad_input_is_named(truth, found, message):
+    with pytest.raises(UserError, match=message):
+        map50(truth, found, 3)

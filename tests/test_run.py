@@ -1,0 +1,206 @@
+"""The runner of notebooks and the shell script around it, on tiny notebooks and with a Python that only takes notes."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from usam import paths, run
+from usam.errors import UserError
+
+SCRIPT = paths.ROOT / "run_all.sh"
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Path:
+    """A folder with a space in its name, for notebooks and results."""
+    (tmp_path / "a house" / "notebooks").mkdir(parents=True)
+    return tmp_path / "a house"
+
+
+def write(house: Path, name: str, *cells: str, tags: tuple[str, ...] = ("parameters",), **metadata: object) -> None:
+    first = nbformat.v4.new_code_cell("profile = 'none'\nseed = 7", metadata={"tags": list(tags)})
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    content = nbformat.v4.new_notebook(metadata={"kernelspec": kernel, **metadata})
+    content.cells = [first, *map(nbformat.v4.new_code_cell, cells)]
+    nbformat.write(content, house / "notebooks" / f"{name}.ipynb")
+
+
+def plan(house: Path, inputs: tuple[Path, ...] = (), **parameters: object) -> list[run.Job]:
+    return run.plan(house / "notebooks", house / "results", {"profile": "tiny"} | parameters, inputs)
+
+
+def names(jobs: list[run.Job]) -> list[str]:
+    return [job.notebook.stem for job in jobs]
+
+
+def test_order_and_choice(house):
+    for name in ("10_last", "02_b", "00_a"):
+        write(house, name)
+    write(house, "05_by_hand", usam={"interactive": True})
+    jobs = plan(house)
+    assert names(jobs) == ["00_a", "02_b", "10_last"]
+    assert names(run.choose(jobs, only="02")) == ["02_b"]
+    assert names(run.choose(jobs, start="02")) == ["02_b", "10_last"]
+    with pytest.raises(UserError, match="no notebook 05: there are 00, 02, 10"):
+        run.choose(jobs, only="05")
+
+
+def test_unknown_parameter_or_no_parameters_cell_stops_before_execution(house):
+    write(house, "00_a", "open('ran', 'w')")
+    with pytest.raises(UserError, match=r"00_a.ipynb does not know the parameter depth: .* profile, seed"):
+        plan(house, depth=3)
+    write(house, "00_a", "open('ran', 'w')", tags=())
+    with pytest.raises(UserError, match="no cell tagged 'parameters'"):
+        plan(house)
+    assert not list(house.rglob("ran")) and not (house / "results").exists()
+
+
+def test_keys_follow_everything_that_decides_the_result(house):
+    weights = house / "weights"
+    weights.write_bytes(b"one")
+    for name in ("00_a", "01_b", "02_c"):
+        write(house, name, "1")
+
+    def keys(**parameters: object) -> list[str]:
+        return [job.key for job in plan(house, (weights,), **parameters)]
+
+    before = keys()
+    assert keys() == before
+    assert not set(keys(seed=1)) & set(before)
+    write(house, "01_b", "2")
+    assert [a == b for a, b in zip(keys(), before, strict=True)] == [True, False, False]
+    weights.write_bytes(b"two")
+    assert not set(keys()) & set(before)
+
+
+def test_executes_then_reuses_then_executes_what_changed(house, capsys):
+    data = house / "data"
+    write(house, "00_a", f"from pathlib import Path\nPath({str(data)!r}).mkdir(exist_ok=True)\nprint(profile, seed)")
+    write(house, "01_b", "import os, sys\nprint(os.getcwd(), sys.executable)")
+
+    def go(**options: bool) -> list[bool]:
+        run.run(plan(house, seed=3), house, data, **options)
+        return ["reused" in line for line in capsys.readouterr().out.splitlines()]
+
+    assert go() == [False, False]
+    first, second = (nbformat.read(job.output, 4) for job in plan(house, seed=3))
+    assert first.cells[-1].outputs[0].text == "tiny 3\n"
+    assert second.cells[-1].outputs[0].text == f"{house} {run.sys.executable}\n"
+    assert str(house) not in str([first.metadata, second.metadata])
+    assert go() == [True, True]
+    write(house, "01_b", "changed = True")
+    assert go() == [True, False]
+    data.rmdir()  # the notebooks look finished, but what they made is gone
+    assert not any(run.is_valid(job, data) for job in plan(house, seed=3))
+
+
+def test_failing_cell_leaves_no_finished_notebook(house, monkeypatch, capsys):
+    write(house, "00_a", "from usam.errors import UserError", "raise UserError('no images: run 01')")
+    monkeypatch.setattr(paths, "NOTEBOOKS", house / "notebooks")
+    monkeypatch.setenv("USAM_RESULTS", str(house / "results"))
+    monkeypatch.setattr(run.profiles, "load", lambda name: None)
+    monkeypatch.setattr(run, "inputs", lambda name: [])
+    assert run.main(["--profile", "tiny", "--seed", "1"]) == 1
+    said = capsys.readouterr().err
+    assert "usam: 00_a.ipynb, cell In [4]: no images: run 01\n" in said and "--from 00" in said
+    assert [p.name for p in (house / "results" / "tiny" / "notebooks").iterdir()] == ["00_a.partial.ipynb"]
+
+
+def test_command_line_errors(capsys):
+    assert run.main(["--profile", "nowhere"]) == 1
+    assert capsys.readouterr().err.startswith("usam: no profile 'nowhere': choose one of ")
+    for wrong in (["--only", "x"], ["--only", "1", "--from", "2"], ["--sed", "x"]):
+        with pytest.raises(SystemExit) as stop:
+            run.main(wrong)
+        assert stop.value.code == 2
+
+
+def test_summary_prints_tables(tmp_path):
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "1.md").write_text("| mIoU |\n")
+    said = run.summary(tmp_path, 61.4)
+    assert "| mIoU |" in said and "61 s in all" in said and said.endswith(f"results: {tmp_path}")
+
+
+# A Python that writes down what it is asked to do. `-m venv FOLDER` copies it there; pip's exit code is in a file.
+FAKE = """#!/usr/bin/env bash
+echo "$*" >>"$NOTES"
+case "$*" in
+    *sys.prefix*) dirname "$(dirname "$0")" ;;
+    "-m venv"*) mkdir -p "${@: -1}/bin" && cp "$0" "${@: -1}/bin/python" ;;
+    "-m pip"*install*) exit "$(cat "$NOTES.pip")" ;;
+esac
+"""
+
+
+class Shell:
+    """`run_all.sh` in a folder of its own, with the note-taking Python."""
+
+    def __init__(self, folder: Path):
+        self.notes, self.script, self.python = folder / "notes", folder / "my usam" / "run_all.sh", folder / "python"
+        self.script.parent.mkdir()
+        for name in ("run_all.sh", "requirements.lock", "pyproject.toml"):
+            shutil.copy(paths.ROOT / name, self.script.parent)
+        self.python.write_text(FAKE)
+        self.python.chmod(0o755)
+
+    def __call__(self, *words: str, pip: int = 0, script: Path | None = None, **environment: str):
+        self.notes.write_text("")
+        self.notes.with_name("notes.pip").write_text(str(pip))
+        variables = os.environ | {"NOTES": str(self.notes), "PYTHON": str(self.python)} | environment
+        variables.pop("USAM_ACTIVE_ENV", None)
+        command = ["bash", str(script or self.script), *words]
+        done = subprocess.run(command, capture_output=True, text=True, env=variables, cwd=self.notes.parent)
+        return done.returncode, done.stdout, done.stderr, self.notes.read_text().splitlines()
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    return Shell(tmp_path)
+
+
+def test_script_help_and_wrong_options_touch_nothing(shell):
+    code, out, _, asked = shell("--help")
+    assert (code, asked) == (0, []) and out.startswith("usage: ./run_all.sh [--profile NAME]")
+    for wrong in (["--prfile", "x"], ["--only"]):
+        code, _, err, asked = shell(*wrong)
+        assert (code, asked, err.count("\n")) == (2, [], 1)
+
+
+def test_script_installs_once_and_half_an_installation_again(shell):
+    code, _, err, asked = shell(pip=1)
+    assert code == 1 and "installation failed" in err and not any("usam.run" in line for line in asked)
+    code, _, _, asked = shell("--only", "03", "--seed=4")
+    assert code == 0 and sum("install" in line for line in asked) == 2
+    assert asked[-1] == "-P -m usam.run --only 03 --seed=4"
+    code, out, _, asked = shell("test", "-k", "some thing")
+    assert code == 0 and "installed already" in out and not any("pip" in line and "install" in line for line in asked)
+    assert asked[-1] == "-m pytest -k some thing"
+    with (shell.script.parent / "requirements.lock").open("a") as lock:
+        lock.write("another==1.0\n")
+    assert sum("install" in line for line in shell()[3]) == 2
+
+
+def test_script_through_a_link_and_after_a_move(shell, tmp_path):
+    (tmp_path / "link").symlink_to(shell.script)
+    assert shell(script=tmp_path / "link")[0] == 0
+    assert (shell.script.parent / ".venv" / "usam-installed").is_file()
+    moved = shell.script.parent.rename(tmp_path / "elsewhere") / "run_all.sh"
+    assert any(line.endswith(f"-e {moved.parent} --no-deps") for line in shell(script=moved)[3])
+
+
+def test_script_names_a_python_that_does_not_fit(shell):
+    code, _, err, _ = shell(PYTHON="false")
+    assert (code, err) == (1, "run_all.sh: PYTHON=false is no Python 3.11 to 3.13: set another, or unset it\n")
+
+
+def test_script_in_the_active_environment(shell, tmp_path):
+    (tmp_path / "env" / "bin").mkdir(parents=True)
+    shutil.copy(shell.python, tmp_path / "env" / "bin" / "python")
+    code, _, _, asked = shell("--active", PATH=f"{tmp_path / 'env' / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    assert code == 0 and asked[-1] == "-P -m usam.run"
+    assert not (shell.script.parent / ".venv").exists() and (tmp_path / "env" / "usam-installed").is_file()

@@ -1,0 +1,102 @@
+"""Scores of a run on a data set (paper 4), and oracles that show where the rest is lost."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from usam import sam
+from usam.datasets import Dataset, Example
+from usam.head import MaskClassifier
+from usam.inference import LabelledMasks, label_masks, mask_iou, probabilities
+from usam.metrics import ConfusionMatrix, map50
+from usam.profiles import InferenceConfig
+from usam.sam import MaskEmbeddings
+from usam.store import EmbeddingStore
+
+Annotate = Callable[[Example, MaskEmbeddings], LabelledMasks]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores in [0, 1].
+
+    Attributes:
+        miou: mean IoU over the classes that occur, background included.
+        map50: mean average precision at mask IoU 0.5.
+        iou: (C + 1,) per class, background first; NaN where a class does not occur.
+        ap50: (C,) per class; NaN where a class does not occur.
+    """
+
+    miou: float
+    map50: float
+    iou: np.ndarray
+    ap50: np.ndarray
+
+
+def evaluate(dataset: Dataset, store: EmbeddingStore, annotate: Annotate, label: str = "evaluation") -> Scores:
+    """mIoU and mAP50 of what `annotate` makes of every image of `dataset`; `store` holds its embeddings."""
+    classes = len(dataset.class_names)
+    confusion, truth, detections = ConfusionMatrix(classes), [], []
+    for i in tqdm(range(len(dataset)), desc=label, unit="image", leave=False):
+        example = dataset[i]
+        found = annotate(example, store[i])
+        confusion.add(example.semantic, found.semantic_map())
+        truth.append((example.image_id, example.semantic.shape, example.instances))
+        rles = sam.encode(found.masks)
+        detections += [
+            (example.image_id, int(j), float(s), rle) for j, s, rle in zip(found.labels, found.scores, rles, strict=True)
+        ]
+    mean_ap, ap = map50(truth, detections, classes)
+    return Scores(confusion.miou(), mean_ap, confusion.iou(), ap)
+
+
+def by_head(head: MaskClassifier, config: InferenceConfig) -> Annotate:
+    """U-SAM: our masks, our labels."""
+    return lambda _example, e: label_masks(probabilities(head, e.tokens), e, config)
+
+
+def truth_masks(example: Example) -> tuple[np.ndarray, np.ndarray]:
+    """Masks (n, H, W) bool and labels (n,) of an image's instances, crowds left out."""
+    instances = [i for i in example.instances if not i.crowd]
+    masks = sam.decode([i.mask for i in instances]) if instances else np.zeros((0, *example.semantic.shape), bool)
+    return masks, np.array([i.label for i in instances], int)
+
+
+def _overlap(example: Example, embeddings: MaskEmbeddings) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Our masks (d, H, W), true masks (n, H, W), true labels (n,), and IoU (d, n) between the two."""
+    ours = sam.to_image_size(sam.decode(embeddings.masks), embeddings.extent, embeddings.image_size)
+    true, labels = truth_masks(example)
+    both = mask_iou(np.concatenate([ours, true]))
+    return ours, true, labels, both[: len(ours), len(ours) :]
+
+
+def oracle_labels(config: InferenceConfig) -> Annotate:
+    """Ceiling of the masks: each of our masks gets the class of the instance it overlaps at IoU >= 0.5, or goes."""
+
+    def annotate(example: Example, embeddings: MaskEmbeddings) -> LabelledMasks:
+        ours, true, labels, iou = _overlap(example, embeddings)
+        probability = np.zeros((len(ours), max(labels, default=0) + 1), np.float32)
+        if len(true):
+            best = iou.argmax(1)
+            probability[range(len(ours)), labels[best]] = np.where(iou.max(1) >= 0.5, iou.max(1), 0)
+        lenient = config.model_copy(update={"score_threshold": 0.5})  # the score is an IoU here
+        return label_masks(probability, embeddings, lenient)
+
+    return annotate
+
+
+def oracle_masks(head: MaskClassifier) -> Annotate:
+    """Ceiling of the labels: each true mask gets the head's label of our mask that overlaps it most."""
+
+    def annotate(example: Example, embeddings: MaskEmbeddings) -> LabelledMasks:
+        _, true, _, iou = _overlap(example, embeddings)
+        if not len(true):
+            return LabelledMasks(*np.zeros((2, 0), int), np.zeros(0, np.float32), true)
+        best = iou.argmax(0)
+        probability = probabilities(head, embeddings.tokens)[best]
+        order = np.argsort(-probability.max(1), kind="stable")
+        return LabelledMasks(best[order], probability.argmax(1)[order], probability.max(1)[order], true[order])
+
+    return annotate

@@ -1,0 +1,108 @@
+"""Pictures for the notebooks: images, masks and labels. Each saved figure says on its face which world it is from."""
+
+from collections.abc import Sequence
+
+import cv2
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from usam import paths, runs
+from usam.profiles import Profile
+
+BLUE, ORANGE, GREEN, RED, PURPLE = (sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4))
+
+
+def style() -> None:
+    """One look for all notebooks."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
+    plt.rcParams.update({"figure.dpi": 90, "savefig.dpi": 110, "axes.titlesize": "medium", "image.interpolation": "nearest"})
+
+
+def class_colors(count: int) -> np.ndarray:
+    """(count, 3) float RGB: hues around the circle, every other one darker, so that neighbours differ in lightness too.
+
+    Twenty colours cannot all be told apart, by anyone: `annotate` writes the names beside them.
+    """
+    hues = np.array(sns.husl_palette(count, l=0.65, s=0.95))
+    hues[1::2] *= 0.6
+    return hues
+
+
+def overlay(image: np.ndarray, masks: Sequence[np.ndarray], colors: np.ndarray, alpha: float = 0.55) -> np.ndarray:
+    """Masks over a greyed image, the later ones on top, with a light edge.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        masks: (H, W) bool each.
+        colors: (n, 3) float RGB, one a mask.
+        alpha: opacity of the masks.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    grey = image.mean(2, keepdims=True).repeat(3, 2)
+    picture = 0.6 * grey + 0.4 * image
+    for mask, color in zip(masks, colors, strict=True):
+        picture[mask] = (1 - alpha) * picture[mask] + alpha * 255 * np.asarray(color)
+        edge = mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
+        picture[edge] = 0.3 * picture[edge] + 0.7 * 255
+    return picture.astype(np.uint8)
+
+
+def annotate(axes: Axes, image: np.ndarray, semantic: np.ndarray, class_names: Sequence[str], title: str = "") -> None:
+    """Draw an image with its semantic map (0 background, j + 1 class j, 255 void) and write each class on its region."""
+    colors = class_colors(len(class_names))
+    present = [j for j in np.unique(semantic) if j not in (0, 255)]
+    masks = [semantic == j for j in present]
+    show(axes, overlay(image, masks, colors[[j - 1 for j in present]]) if present else image, title)
+    for j, mask in zip(present, masks, strict=True):
+        inside = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+        y, x = np.unravel_index(inside.argmax(), inside.shape)  # the point farthest from the region's border
+        box = {"facecolor": "black", "alpha": 0.6, "pad": 1, "edgecolor": "none"}
+        axes.text(x, y, class_names[j - 1], color="white", fontsize=7, ha="center", va="center", bbox=box, clip_on=True)
+
+
+def show(axes: Axes, image: np.ndarray, title: str = "") -> None:
+    """An image without ticks or grid."""
+    axes.imshow(image, aspect="equal")
+    axes.set_title(title, fontsize=9)
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+
+
+def sheet(images: Sequence[np.ndarray], titles: Sequence[str], columns: int, size: float = 1.3, heading: str = "") -> Figure:
+    """A contact sheet: images of any sizes with a line below each.
+
+    Args:
+        images: (H, W, 3) uint8 RGB each.
+        titles: one an image.
+        columns: images a row.
+        size: inches a cell.
+        heading: above all.
+    """
+    rows = -(-len(images) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + 0.15)), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, image, title in zip(axes.flat, images, titles, strict=False):
+        show(axis, image)
+        axis.set_title(title, fontsize=7, pad=2)
+    figure.suptitle(heading)
+    figure.tight_layout()
+    return figure
+
+
+def face(profile: Profile) -> str:
+    """The line that every figure and table carries: which world, which commit."""
+    return f"{profile.world} · profile {profile.name} · commit {runs.commit()}"
+
+
+def save(figure: Figure, profile: Profile, name: str) -> None:
+    """Write `figure` as results/<profile>/figures/<name>.png with the world's line below it."""
+    figure.text(0.995, -0.01, face(profile), ha="right", va="top", fontsize=7, color="0.35")
+    file = paths.results(profile.name) / "figures" / f"{name}.png"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, bbox_inches="tight")

@@ -1,0 +1,79 @@
+"""Training images from class names alone (paper 3.4): a folder a class, and a list of what was made how."""
+
+import importlib
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from tqdm.auto import tqdm
+
+from usam.classes import prompt
+from usam.errors import UserError
+from usam.profiles import SourceConfig
+from usam.runs import write_atomically
+
+Maker = Callable[[str, int, int], np.ndarray]
+
+
+def imported(name: str) -> Callable:
+    """The function that a profile names as "module:function".
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    module, _, function = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise UserError(f"'{name}' cannot be imported as module:function ({error}): mend it in the profile") from error
+
+
+def image_file(class_name: str, index: int) -> str:
+    """Where image `index` of a class lies in its source's folder."""
+    return f"{class_name.replace(' ', '_')}/{index:04d}.png"
+
+
+def collect(folder: Path, class_names: list[str], source: SourceConfig, seed: int = 0) -> pd.DataFrame:
+    """Make the images that `folder` does not hold yet; what is there stays.
+
+    Args:
+        folder: of this source, with these settings.
+        class_names: what the user asks for.
+        source: maker and number of images a class.
+        seed: of the run; with class and index it decides an image.
+
+    Returns:
+        One row an image: class, index, prompt, file (relative to the folder).
+    """
+    make: Maker = imported(source.maker)
+    wanted = [(name, k) for name in class_names for k in range(source.per_class)]
+    missing = [(name, k) for name, k in wanted if not (folder / image_file(name, k)).exists()]
+    for name, k in tqdm(missing, desc="images", unit="image", disable=not missing):
+        _save(folder / image_file(name, k), make(name, k, seed), {"prompt": prompt(name), "seed": seed, "maker": source.maker})
+    rows = [(name, k, prompt(name), image_file(name, k)) for name, k in wanted]
+    return pd.DataFrame(rows, columns=["class", "index", "prompt", "file"])
+
+
+def _save(file: Path, image: np.ndarray, facts: dict) -> None:
+    text = PngImagePlugin.PngInfo()
+    for key, value in facts.items():
+        text.add_text(key, str(value))
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", pnginfo=text)
+    write_atomically(file, buffer.getvalue())
+
+
+def read(file: str | Path) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 RGB.
+
+    Raises:
+        UserError: the file is missing or not an image.
+    """
+    try:
+        with Image.open(file) as image:
+            return np.asarray(image.convert("RGB"))
+    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+        raise UserError(f"image {file} cannot be read ({error}): delete it and run notebook 01_images again") from error

@@ -1,0 +1,271 @@
+"""Train the small SAM: `python -m usam.mini.train_sam --minutes 120`.
+
+No class label enters. A picture gives what a person with a brush could give: outlines of whole objects, of their
+parts, of nameless blobs and of the background; and every scene is drawn twice with the same individuals (other
+paint, background, pose, neighbours, light). Two phases share the time:
+
+1. The encoder alone, cheap because the decoder rests: features on an individual must find the same individual in
+   the other picture among all of the batch (InfoNCE), tell the parts of a picture apart, tell things from
+   background, and give the individual's outline and part borders as a small neutral drawing.
+2. Everything: a click gives four masks (single, part, group, whole; cross-entropy and Dice) and their IoU (squared
+   error); its 1024 token values must find the same individual and redraw it, as the features did. The losses of
+   phase 1 go on.
+
+Telling individuals apart and redrawing them stand in for SAM's scale (1.1 billion masks), from which its tokens get
+their meaning.
+"""
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import cv2
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from segment_anything.modeling import Sam
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+
+from usam import runs
+from usam.mini.sam import TOKEN_DIM, build_sam
+from usam.mini.sam_data import SCENES, SHAPE_SIZE, VIEWS, make_batch
+from usam.sam import captured_tokens
+
+ENCODER_SHARE = 0.3  # of the time, for phase 1
+RATES = (1e-3, 6e-4)  # peak learning rates of the two phases
+
+
+class Stream(IterableDataset):
+    """Endless batches from number `start` on."""
+
+    def __init__(self, start: int):
+        self.start = start
+
+    def __iter__(self):
+        torch.set_num_threads(1)
+        cv2.setNumThreads(1)
+        index = self.start
+        while True:
+            yield make_batch(index)
+            index += 1
+
+
+# -- losses -------------------------------------------------------------------------------------------------------
+
+
+def decode(sam: Sam, features: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Clicks of a batch of pictures through SAM's own decoder, in one call.
+
+    The decoder takes one image and adds a dense prompt to it for each click. Here the image is zero and the dense
+    prompts carry the pictures, so that clicks on different pictures fit into one call.
+
+    Args:
+        sam: the small SAM.
+        features: (B, 256, 16, 16) image embeddings.
+        points: (B * CLICKS, 1, 2) float32 (x, y) in pixels of the padded picture, picture by picture.
+
+    Returns:
+        mask logits (B * CLICKS, 4, 64, 64), predicted IoU (B * CLICKS, 4), tokens (B * CLICKS, 1024), all float32.
+    """
+    labels = torch.ones(len(points), 1, device=points.device)
+    sparse, dense = sam.prompt_encoder((points, labels), None, None)
+    dense = dense + features.repeat_interleave(len(points) // len(features), dim=0)
+    with captured_tokens(sam) as tokens:
+        logits, iou = sam.mask_decoder.predict_masks(
+            torch.zeros_like(features[:1]), sam.prompt_encoder.get_dense_pe(), sparse, dense
+        )
+    return logits.float(), iou.float(), tokens[0].flatten(1).float()
+
+
+def mask_loss(logits: Tensor, targets: Tensor, ious: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(mask loss, IoU loss, measured IoU (N, 4)) of mask logits (N, 4, h, w) against bool targets."""
+    truth = targets.float()
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth)
+    p = logits.sigmoid()
+    overlap, total = (p * truth).sum((2, 3)), (p + truth).sum((2, 3))
+    dice = 1 - (2 * overlap + 1) / (total + 1)
+    with torch.no_grad():
+        hard = logits > 0
+        measured = (hard & targets).sum((2, 3)) / (hard | targets).sum((2, 3)).clamp(min=1)
+    return 2 * cross_entropy + dice.mean(), F.mse_loss(ious, measured), measured
+
+
+def same_individual_loss(z: Tensor, owners: Tensor, temperature: float = 0.1) -> Tensor:
+    """InfoNCE: each row against all others; its positives are the rows of the same individual.
+
+    Args:
+        z: (N, D) projected features or tokens.
+        owners: (N,) individual of each row.
+    """
+    z = F.normalize(z, dim=1)
+    similarity = z @ z.T / temperature
+    itself = torch.eye(len(z), dtype=torch.bool, device=z.device)
+    positive = (owners[:, None] == owners[None]) & ~itself
+    log_p = similarity.masked_fill(itself, -1e4).log_softmax(1)
+    has = positive.any(1)
+    return -((log_p * positive).sum(1)[has] / positive.sum(1)[has]).mean()
+
+
+def part_loss(z: Tensor, parts: Tensor, samples: int = 64, temperature: float = 0.2) -> Tensor:
+    """The same within each picture, with parts for individuals: features (B, P, D), parts (B, P)."""
+    chosen = torch.randperm(z.shape[1], device=z.device)[:samples]
+    return torch.stack([same_individual_loss(a[chosen], b[chosen], temperature) for a, b in zip(z, parts, strict=True)]).mean()
+
+
+class Redraw(nn.Sequential):
+    """From features to the logits of a neutral drawing: (N, inputs) -> (N, 2, SHAPE_SIZE, SHAPE_SIZE)."""
+
+    def __init__(self, inputs: int):
+        super().__init__(
+            nn.Linear(inputs, 512), nn.ReLU(), nn.Linear(512, 2 * SHAPE_SIZE**2), nn.Unflatten(1, (2, SHAPE_SIZE, SHAPE_SIZE))
+        )
+
+
+class Trainee(nn.Module):
+    """The small SAM with the maps that only training needs."""
+
+    def __init__(self):
+        super().__init__()
+        self.sam = build_sam()
+        self.individual, self.part = nn.Linear(TOKEN_DIM, 128), nn.Linear(TOKEN_DIM, 64)
+        self.thing, self.redraw = nn.Linear(TOKEN_DIM, 1), Redraw(TOKEN_DIM)
+        self.token_individual, self.token_redraw = nn.Linear(4 * TOKEN_DIM, 128), Redraw(4 * TOKEN_DIM)
+
+    def forward(self, batch: dict[str, Tensor], decoder: float) -> tuple[Tensor, dict[str, float]]:
+        """Total loss and what it is made of; `decoder` is 0 in phase 1, then the weight of the tokens' losses."""
+        features = self.sam.image_encoder(batch["images"])
+        losses = self.feature_losses(features.float(), batch)
+        total = losses["individual"] + 2 * losses["redraw"] + 0.5 * losses["part"] + 0.5 * losses["thing"]
+        if decoder > 0:
+            more = self.decoder_losses(features, batch)
+            total = 0.3 * total + more["masks"] + more["quality"]
+            total = total + decoder * (0.3 * more["token_individual"] + 2 * more["token_redraw"])
+            losses |= more
+        return total, {k: float(v.detach()) for k, v in losses.items()}
+
+    def feature_losses(self, features: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Phase 1, on features (B, 256, 16, 16)."""
+        with torch.autocast(features.device.type, enabled=False):
+            flat = features.flatten(2).transpose(1, 2)  # (B, 256 places, 256 channels)
+            owners, parts = batch["owner_map"].flatten(1), batch["part_map"].flatten(1)  # (B, 256)
+            things = F.binary_cross_entropy_with_logits(self.thing(flat)[..., 0], (parts > 0).float())
+            on_object = (owners >= 0).flatten().nonzero()[:, 0]
+            some = on_object[torch.randperm(len(on_object), device=flat.device)[:384]]
+            z, who = flat.flatten(0, 1)[some], owners.flatten()[some]
+            redraw = F.binary_cross_entropy_with_logits(self.redraw(z), batch["shapes"][who])
+            individual = same_individual_loss(self.individual(z), who)
+            return dict(individual=individual, redraw=redraw, part=part_loss(self.part(flat), parts), thing=things)
+
+    def decoder_losses(self, features: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Phase 2, on clicks."""
+        logits, ious, tokens = decode(self.sam, features, batch["points"])
+        with torch.autocast(tokens.device.type, enabled=False):
+            masks, quality, measured = mask_loss(logits, batch["targets"], ious)
+            on_object = batch["owners"] >= 0
+            z, who = tokens[on_object] - tokens.detach().mean(0), batch["owners"][on_object]
+            return dict(
+                masks=masks,
+                quality=quality,
+                token_individual=same_individual_loss(self.token_individual(z), who),
+                token_redraw=F.binary_cross_entropy_with_logits(self.token_redraw(z), batch["shapes"][who]),
+                part_iou=measured[on_object, 1].mean(),
+                whole_iou=measured[on_object, 3].mean(),
+            )
+
+
+# -- the run ------------------------------------------------------------------------------------------------------
+
+
+def schedule(share: float, step: int) -> tuple[float, float]:
+    """Learning rate and weight of the tokens' losses when `share` of the time is over."""
+    if share < ENCODER_SHARE:
+        inside = share / ENCODER_SHARE
+        return RATES[0] * min((step + 1) / 200, 1) * (1 - 0.7 * inside), 0.0
+    inside = (share - ENCODER_SHARE) / (1 - ENCODER_SHARE)
+    warm = min(0.1 + inside / 0.05, 1)
+    return max(RATES[1] * warm * (1 - inside), 1e-6), 0.01 + 0.99 * min(inside / 0.25, 1)
+
+
+class Run:
+    """A training that can stop and go on: model, running average, optimiser, steps and seconds."""
+
+    def __init__(self, out: Path, device: torch.device):
+        self.out, self.state_file = out, out.with_suffix(".state.pt")
+        self.model = Trainee().to(device).train()
+        ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
+        self.average = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=ema)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATES[0], weight_decay=0.02, betas=(0.9, 0.98))
+        self.step, self.seconds = 0, 0.0
+        if self.state_file.exists():
+            state = torch.load(self.state_file, weights_only=True)
+            for part in ("model", "average", "optimizer"):
+                getattr(self, part).load_state_dict(state[part])
+            self.step, self.seconds = state["step"], state["seconds"]
+
+    def save(self) -> None:
+        """Weights of the running average, and all that is needed to go on."""
+        save_weights(self.average.module.sam, self.out)
+        state = {part: getattr(self, part).state_dict() for part in ("model", "average", "optimizer")}
+        torch.save(state | dict(step=self.step, seconds=self.seconds), self.state_file)
+
+    def update(self, batch: dict[str, Tensor], rate: float, decoder: float) -> dict[str, float]:
+        """One step."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with torch.autocast(batch["images"].device.type, torch.bfloat16):
+            loss, said = self.model(batch, decoder)
+        self.optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.average.update_parameters(self.model)
+        self.step += 1
+        return said
+
+
+def train(minutes: float, out: Path, seed: int = 0) -> dict:
+    """Train until `minutes` of wall-clock time are spent, over all starts; returns what it took."""
+    torch.manual_seed(seed)
+    run, last_save, heard = Run(out, runs.device()), time.monotonic(), {}
+    clock = time.monotonic()
+    for batch in DataLoader(Stream(run.step), batch_size=None, num_workers=1, prefetch_factor=4):
+        share = run.seconds / (60 * minutes)
+        if share >= 1:
+            break
+        rate, decoder = schedule(share, run.step)
+        said = run.update({k: v.to(runs.device()) for k, v in batch.items()}, rate, decoder)
+        heard = {k: 0.95 * heard.get(k, v) + 0.05 * v for k, v in said.items()}
+        run.seconds, clock = run.seconds + time.monotonic() - clock, time.monotonic()
+        if run.step % 20 == 0:
+            numbers = " ".join(f"{k} {v:.3f}" for k, v in heard.items())
+            print(f"{run.step} {run.seconds / 60:.1f} min rate {rate:.1e} {numbers}", flush=True)
+        if time.monotonic() - last_save > 300:
+            run.save()
+            last_save = time.monotonic()
+    run.save()
+    return dict(steps=run.step, pictures=run.step * SCENES * VIEWS, minutes=run.seconds / 60, hardware=runs.hardware())
+
+
+def save_weights(sam: Sam, path: Path) -> None:
+    """Half-precision safetensors, written beside and moved into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    half = {k: v.detach().half().contiguous().cpu() for k, v in sam.state_dict().items()}
+    beside = path.with_suffix(".part")
+    save_file(half, beside)
+    beside.rename(path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=120, help="wall-clock training time; the schedule follows it")
+    parser.add_argument("--out", type=Path, default=Path("sam.safetensors"), help="where the weights go")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads for training")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(json.dumps(train(arguments.minutes, arguments.out)))
+
+
+if __name__ == "__main__":
+    main()

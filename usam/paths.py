@@ -1,0 +1,25 @@
+"""Every path, once. Nothing depends on the working directory."""
+
+import os
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parent
+ROOT = PACKAGE.parent
+PROFILES = ROOT / "profiles"
+NOTEBOOKS = ROOT / "notebooks"
+
+
+def data() -> Path:
+    """Where data sets, images and embeddings are kept: `$USAM_DATA`, else `data/` of the repository."""
+    return Path(os.environ.get("USAM_DATA") or ROOT / "data").expanduser().resolve()
+
+
+def results(profile: str) -> Path:
+    """Where a run of `profile` leaves notebooks, tables, figures and runs.csv: below `$USAM_RESULTS`, else `results/`."""
+    return Path(os.environ.get("USAM_RESULTS") or ROOT / "results").expanduser().resolve() / profile
+
+
+def resolve(path: str | Path) -> Path:
+    """`path` as given if absolute, else relative to the repository's root."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else ROOT / path

@@ -1,0 +1,165 @@
+"""Every knob of a run, read from `profiles/*.yaml` and checked: unknown keys and wrong types are errors."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from usam import paths
+from usam.errors import UserError
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class SamConfig(_Strict):
+    """Which Segment Anything, and how its tokens are taken (paper 3.3 and 4).
+
+    Attributes:
+        model: "vit_h", "vit_l", "vit_b", or "module:function" that returns a `segment_anything.modeling.Sam`.
+        checkpoint: weights, `.pth` or `.safetensors`; relative paths start at the repository.
+        points_per_side: side of the point grid; d = its square (10, so d = 100).
+        mask_choice: which of a prompt's masks is kept: "best" = the multimask output with the highest predicted
+            IoU, "single" = SAM's single-mask output.
+        precision: arithmetic of the networks; prompts and positional encodings stay in float32.
+    """
+
+    model: str
+    checkpoint: str
+    points_per_side: Count = 10
+    mask_choice: Literal["best", "single"] = "best"
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+
+
+class SourceConfig(_Strict):
+    """Where training images come from (paper 3.4).
+
+    Attributes:
+        maker: "module:function"; `function(class_name, index, seed)` returns an RGB image (H, W, 3) uint8.
+        per_class: images per class name (paper: 200 synthetic, about 45 from the web).
+    """
+
+    maker: str
+    per_class: Count
+
+
+class DataConfig(_Strict):
+    """A test set on disk.
+
+    Attributes:
+        format: "voc" or "coco".
+        root: folder with `JPEGImages` (VOC) or with `annotations` and the picture folders (COCO);
+            relative paths start at the data folder.
+        split: name of the test split ("val" of VOC 2012, "val2017" of COCO).
+        validation: split on which choices are made, if there is one.
+        maker: "module:function" that writes the set when it is missing; `function(root, images, class_names)`.
+        images: for the maker, how many pictures of each split.
+        classes: class names; all of the data set's by default.
+    """
+
+    format: Literal["voc", "coco"]
+    root: str
+    split: str
+    validation: str | None = None
+    maker: str | None = None
+    images: dict[str, Count] = {}
+    classes: list[str] | None = None
+
+
+class HeadConfig(_Strict):
+    """The classifier head and its training (paper 3.5 and 4).
+
+    Attributes:
+        widths: hidden widths of the 4-layer MLP.
+        a: design parameter of Eq. (1): k = max(1, ceil(d / a)); 1 takes all masks.
+        epochs: passes over the images, for the teacher and for the student (the paper names none).
+        batch_size: images in a batch.
+        learning_rate: of Adam.
+    """
+
+    widths: tuple[Count, Count, Count] = (512, 256, 128)
+    a: Annotated[float, Field(ge=1)] = 10
+    epochs: Count = 30
+    batch_size: Count = 64
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+
+
+class DistillationConfig(_Strict):
+    """Uncertainty distillation (paper 3.5, Eq. 3).
+
+    Attributes:
+        entropy_threshold: τ_H as a share of ln C, the largest entropy there is.
+        reduction: "sum" or "mean" over the classes in Eq. (3); the paper writes the sum.
+        lambda_mil, lambda_uncertainty: λ1 and λ2.
+    """
+
+    entropy_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    reduction: Literal["sum", "mean"] = "sum"
+    lambda_mil: Annotated[float, Field(ge=0)] = 1.0
+    lambda_uncertainty: Annotated[float, Field(ge=0)] = 0.15
+
+
+class InferenceConfig(_Strict):
+    """From class scores to labelled masks (paper 3.6).
+
+    Attributes:
+        score_threshold: masks whose highest class probability is below are dropped.
+        nms_iou: of two masks that overlap this much, only the higher score stays.
+        nms_per_class: compare only masks of the same class.
+    """
+
+    score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7
+    nms_iou: Share = 0.5
+    nms_per_class: bool = False
+
+
+class Profile(_Strict):
+    """All of a run. `name` is the file's name; `world` is printed on every figure and table."""
+
+    name: str
+    world: str
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    sam: SamConfig
+    sources: dict[Literal["synthetic", "web"], SourceConfig]
+    datasets: dict[Literal["voc", "coco"], DataConfig]
+    head: HeadConfig = HeadConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    inference: InferenceConfig = InferenceConfig()
+
+
+def names() -> list[str]:
+    """The profiles there are."""
+    return sorted(p.stem for p in paths.PROFILES.glob("*.yaml"))
+
+
+def load(name: str, folder: Path | None = None) -> Profile:
+    """Read and check the profile `name`.
+
+    Raises:
+        UserError: no such profile, no valid YAML, an unknown key or a value of the wrong type (the key is named).
+    """
+    file = (folder or paths.PROFILES) / f"{name}.yaml"
+    if not file.is_file():
+        raise UserError(f"no profile '{name}': choose one of {', '.join(names())}, or write {file.name} into profiles/")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise UserError(f"profiles/{file.name}: expected 'key: value' lines, found {type(content).__name__}")
+        return Profile.model_validate_json(json.dumps(content | {"name": name}, default=str))  # JSON: lists may be tuples
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"profiles/{file.name} is not valid YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'profile'}: {_plain(e)}" for e in error.errors())
+        raise UserError(f"profiles/{file.name}: {said}") from error
+
+
+def _plain(error: dict) -> str:
+    if error["type"] == "extra_forbidden":
+        return "unknown key (a typing error?)"
+    return f"{error['msg']}, found {error['input']!r}"

@@ -1,0 +1,67 @@
+"""Tables of a run, the paper's numbers beside ours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+
+from usam import paths, runs
+from usam.profiles import Profile
+
+PaperRow = tuple[str, str, float | None, float | None]
+
+
+def runs_file(profile: Profile) -> Path:
+    """The profile's runs.csv: one row a training and evaluation."""
+    return paths.results(profile.name) / "runs.csv"
+
+
+def read_runs(profile: Profile) -> pd.DataFrame:
+    """All rows of runs.csv; empty when nothing was evaluated yet."""
+    file = runs_file(profile)
+    return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["dataset", "split", "source", "method", "seed"])
+
+
+def mean_sd(values: pd.Series) -> str:
+    """Shares as "mean ± standard deviation" in percent; one value stands alone, none is "not run"."""
+    values = values.dropna() * 100
+    if values.empty:
+        return "not run"
+    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def beside_paper(rows: Sequence[PaperRow], run: pd.DataFrame) -> pd.DataFrame:
+    """The paper's rows with this run's scores beside them.
+
+    Args:
+        rows: of `usam.paper`, in percent.
+        run: rows of runs.csv of one data set and split.
+    """
+    table = []
+    for method, source, miou, map50 in rows:
+        ours = run[(run["method"] == method) & (run["source"] == source)]
+        scores = [mean_sd(ours[c]) if len(ours) else "not run" for c in ("miou", "map50")]
+        table.append((method, source, _percent(miou), scores[0], _percent(map50), scores[1], len(ours)))
+    columns = ["method", "training images", "mIoU paper", "mIoU here", "mAP50 paper", "mAP50 here", "seeds"]
+    return pd.DataFrame(table, columns=columns)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f}"
+
+
+def write_table(profile: Profile, name: str, table: pd.DataFrame, caption: str) -> Path:
+    """Write results/<profile>/tables/<name>.csv and .md; the caption says which world the numbers are from."""
+    folder = paths.results(profile.name) / "tables"
+    said = f"{caption} ({profile.world}; profile {profile.name}, commit {runs.commit()}, {runs.hardware()})"
+    runs.write_atomically(folder / f"{name}.csv", table.to_csv(index=False))
+    runs.write_atomically(folder / f"{name}.md", f"**{said}**\n\n{_markdown(table)}\n")
+    return folder / f"{name}.md"
+
+
+def _markdown(table: pd.DataFrame) -> str:
+    """A pipe table with aligned columns, so that it reads well on a terminal too."""
+    cells = [list(map(str, table.columns)), *[["" if pd.isna(v) else str(v) for v in row] for row in table.to_numpy()]]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(table.columns))]
+    lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+    return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])

@@ -1,0 +1,160 @@
+"""What makes a run repeatable: seeds, where it ran, what it cost, keys of its stages, one row a run in runs.csv."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+
+from usam import paths
+from usam.errors import UserError
+
+PACKAGES = ("torch", "segment-anything", "numpy", "pycocotools", "opencv-python-headless")
+
+
+def seed_everything(seed: int) -> torch.Generator:
+    """Seed Python, NumPy and torch; returns a CPU generator of its own for orders and initialisations."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
+
+
+def device() -> torch.device:
+    """The GPU if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def stage_key(parameters: Any, code: tuple[ModuleType, ...] = (), files: tuple[Path, ...] = ()) -> str:
+    """16 hex digits that change whenever anything a stage depends on changes.
+
+    Args:
+        parameters: JSON-like (pydantic models allowed): all settings and the keys of the stages before.
+        code: modules whose source decides the result.
+        files: files whose content decides the result (weights).
+    """
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=_plain).encode())
+    for source in [Path(module.__file__) for module in code] + list(files):
+        digest.update(_file_sha(source, source.stat().st_mtime_ns).encode())
+    return digest.hexdigest()[:16]
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if hasattr(value, "model_dump") else str(value)
+
+
+_shas: dict[tuple[Path, int], str] = {}
+
+
+def _file_sha(path: Path, modified: int) -> str:
+    if (path, modified) not in _shas:
+        with open(path, "rb") as file:
+            _shas[path, modified] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _shas[path, modified]
+
+
+def commit() -> str:
+    """The repository's commit, with "+" behind it when files differ from it; "unknown" outside a checkout."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", paths.ROOT, *words], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "usam", "notebooks", "profiles")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def hardware() -> str:
+    """Processor, cores, memory and GPU, in one line."""
+    name = platform.processor() or platform.machine()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        pass
+    memory = psutil.virtual_memory().total / 2**30
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
+    return f"{name}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores, {memory:.0f} GiB, {gpu}"
+
+
+def versions() -> str:
+    """Python and the packages that decide numbers."""
+    return f"python {platform.python_version()}; " + "; ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in GiB."""
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+@contextmanager
+def timed() -> Iterator[dict[str, float]]:
+    """A dictionary that holds the block's `seconds` and the process's `peak_gib` when the block ends."""
+    cost: dict[str, float] = {}
+    start = time.perf_counter()
+    yield cost
+    cost.update(seconds=time.perf_counter() - start, peak_gib=peak_memory())
+
+
+def check_disk(folder: Path, needed: float) -> None:
+    """Fail early, in one line, when `folder`'s disk has less than `needed` GiB free."""
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free / 2**30
+    if free < needed:
+        raise UserError(
+            f"disk of {folder} has {free:.1f} GiB free, about {needed:.1f} are needed: free some, "
+            "or set USAM_DATA to a folder on another disk"
+        )
+
+
+_csv_lock = threading.Lock()
+
+
+def record(file: Path, **row: Any) -> None:
+    """Write one run into `file` (runs.csv) beside where and with what it ran; replaces the row of the same run.
+
+    Two rows are the same run when all of profile, dataset, source, method, split, seed and parameters agree.
+    """
+    same = ["profile", "dataset", "split", "source", "method", "seed", "parameters"]
+    row = {**row, "parameters": json.dumps(row.get("parameters", {}), sort_keys=True, default=_plain)}
+    row |= dict(commit=commit(), hardware=hardware(), versions=versions(), when=time.strftime("%Y-%m-%dT%H:%M:%S"))
+    new = pd.DataFrame([row])
+    with _csv_lock:
+        if file.exists():
+            old = pd.read_csv(file, dtype=str, keep_default_na=False)  # as it stands: no rounding, no 1 -> 1.0
+            key = ["" if row.get(k) is None else str(row[k]) for k in same]
+            known = (old.reindex(columns=same, fill_value="") == key).all(axis=1)
+            new = pd.concat([old[~known], new], ignore_index=True)
+        write_atomically(file, new.to_csv(index=False))
+
+
+def write_atomically(file: Path, content: str | bytes) -> None:
+    """Write beside `file`, then move into place: readers see the old content or the new, never half."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    beside = file.with_name(f".{file.name}.part")
+    try:
+        beside.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(beside, file)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise UserError(f"cannot write {file}: {error.strerror}; free some disk space and start again") from error

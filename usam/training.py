@@ -1,0 +1,126 @@
+"""Training of the head: the teacher by multiple-instance learning, the student by uncertainty distillation (paper 3.5, 4)."""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from usam import runs
+from usam.errors import UserError
+from usam.head import MaskClassifier, bad_masks, bag_scores, mil_loss, uncertainty_loss
+from usam.profiles import DistillationConfig, HeadConfig
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Training images as bags of masks.
+
+    Attributes:
+        tokens: (N, d, 1024) float16, each image's mask embeddings.
+        labels: (N, C) float32 multi-hot, the classes of each image.
+    """
+
+    tokens: Tensor
+    labels: Tensor
+
+    @classmethod
+    def of(cls, tokens: np.ndarray, image_classes: list[str], class_names: tuple[str, ...] | list[str]) -> "Bags":
+        """Bags of single-object images: those of `image_classes` that are among `class_names`, in that class order.
+
+        Raises:
+            UserError: a class has no image.
+        """
+        index = {name: j for j, name in enumerate(class_names)}
+        if missing := sorted(set(index) - set(image_classes)):
+            raise UserError(f"no training image of {', '.join(missing)}: run notebooks 01_images and 02_embeddings again")
+        rows = [i for i, name in enumerate(image_classes) if name in index]
+        labels = torch.zeros(len(rows), len(index))
+        labels[range(len(rows)), [index[image_classes[i]] for i in rows]] = 1
+        return cls(torch.from_numpy(tokens[rows]), labels)
+
+    def shuffled(self, seed: int) -> "Bags":
+        """The same images with the labels of others: what is left to learn is chance."""
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
+        return Bags(self.tokens, self.labels[order])
+
+
+def statistics(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (1024,) float32 of all masks' tokens (N, d, 1024), image by image."""
+    total, squares = torch.zeros(2, tokens.shape[-1], dtype=torch.float64, device=tokens.device)
+    for image in tokens:
+        values = image.double()
+        total += values.sum(0)
+        squares += values.square().sum(0)
+    count = tokens.shape[0] * tokens.shape[1]
+    mean = total / count
+    std = (squares / count - mean**2).clamp(min=0).sqrt()
+    return mean.float(), std.clamp(min=1e-4).float()
+
+
+def train(
+    bags: Bags,
+    head: HeadConfig,
+    seed: int,
+    teacher: MaskClassifier | None = None,
+    distillation: DistillationConfig | None = None,
+    device: torch.device | str = "cpu",
+    label: str = "teacher",
+) -> tuple[MaskClassifier, pd.DataFrame]:
+    """Train a head: a teacher (Eq. 2 alone), or with `teacher` a student (λ1 Eq. 2 + λ2 Eq. 3).
+
+    Args:
+        bags: the training images.
+        head, distillation: the settings; `distillation` goes with `teacher`.
+        seed: of the initial weights and of the order of images.
+        teacher: frozen, in eval mode.
+        device: where to train.
+        label: text before the progress bar.
+
+    Returns:
+        The head in eval mode, and a table with one row an epoch: mil, uncertainty, bad (share of bad masks), accuracy
+        (share of training images whose highest bag score is one of their classes).
+    """
+    order = runs.seed_everything(seed)
+    tokens, labels = bags.tokens.to(device), bags.labels.to(device)
+    model = MaskClassifier(labels.shape[1], *statistics(tokens), head.widths).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=head.learning_rate)
+    history = []
+    for epoch in tqdm(range(head.epochs), desc=label, unit="epoch", leave=False):
+        sums = torch.zeros(4)
+        for rows in torch.randperm(len(labels), generator=order).split(head.batch_size):
+            loss, said = _loss(model, tokens[rows], labels[rows], head, teacher, distillation)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            sums += torch.tensor(said) * len(rows)
+        history.append((epoch + 1, *(sums / len(labels)).tolist()))
+    return model.eval().requires_grad_(False), pd.DataFrame(
+        history, columns=["epoch", "mil", "uncertainty", "bad", "accuracy"]
+    )
+
+
+def _loss(
+    model: MaskClassifier,
+    tokens: Tensor,
+    labels: Tensor,
+    head: HeadConfig,
+    teacher: MaskClassifier | None,
+    distillation: DistillationConfig | None,
+) -> tuple[Tensor, tuple[float, float, float, float]]:
+    """The objective on one batch, and (mil, uncertainty, bad share, accuracy) of it."""
+    logits = model(tokens)  # (B, d, C)
+    mil = mil_loss(logits, labels, head.a)
+    with torch.no_grad():
+        right = labels.gather(1, bag_scores(logits, head.a).argmax(1, keepdim=True)).mean()
+    if teacher is None:
+        return mil, (mil.item(), 0.0, 0.0, right.item())
+    threshold = distillation.entropy_threshold * math.log(labels.shape[1])
+    with torch.no_grad():
+        bad = bad_masks(teacher(tokens), labels, threshold)
+    uncertainty = uncertainty_loss(logits, bad, distillation.reduction)
+    loss = distillation.lambda_mil * mil + distillation.lambda_uncertainty * uncertainty
+    return loss, (mil.item(), uncertainty.item(), bad.float().mean().item(), right.item())
