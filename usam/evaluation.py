@@ -1,5 +1,6 @@
 """Scores of a run on a data set (paper 4), and oracles that show where the rest is lost."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from usam import sam
-from usam.datasets import Dataset, Example
+from usam.datasets import VOID, Dataset, Example
 from usam.head import MaskClassifier
 from usam.inference import LabelledMasks, label_masks, mask_iou, probabilities
 from usam.metrics import ConfusionMatrix, map50
@@ -46,7 +47,8 @@ def evaluate(dataset: Dataset, store: EmbeddingStore, annotate: Annotate, label:
         truth.append((example.image_id, example.semantic.shape, example.instances))
         rles = sam.encode(found.masks)
         detections += [
-            (example.image_id, int(j), float(s), rle) for j, s, rle in zip(found.labels, found.scores, rles, strict=True)
+            (example.image_id, int(j), float(s), rle)
+            for j, s, rle in zip(found.labels, found.scores, rles, strict=True)
         ]
     mean_ap, ap = map50(truth, detections, classes)
     return Scores(confusion.miou(), mean_ap, confusion.iou(), ap)
@@ -100,3 +102,36 @@ def oracle_masks(head: MaskClassifier) -> Annotate:
         return LabelledMasks(best[order], probability.argmax(1)[order], probability.max(1)[order], true[order])
 
     return annotate
+
+
+def where_lost(
+    dataset: Dataset, store: EmbeddingStore, head: MaskClassifier, config: InferenceConfig, label: str = "where lost"
+) -> dict[str, float]:
+    """How much each step of the way to a labelled mask keeps, as shares in [0, 1]; NaN where nothing was asked.
+
+    Returns:
+        masks: of the true instances, those that some mask of ours covers at IoU >= 0.5.
+        tokens: of the grid points on a class, those whose mask the head gives that class.
+        threshold: of these right ones, those whose score reaches the threshold.
+        background: of the grid points on background, those whose mask stays below the threshold, as it should.
+    """
+    counts = np.zeros((4, 2), int)  # rows as above: kept, asked
+    for i in tqdm(range(len(dataset)), desc=label, unit="image", leave=False):
+        counts += _kept(dataset[i], store[i], head, config)
+    kept, asked = counts.T
+    shares = np.where(asked > 0, kept / np.maximum(asked, 1), np.nan)
+    return dict(zip(("masks", "tokens", "threshold", "background"), shares.tolist(), strict=True))
+
+
+def _kept(example: Example, embeddings: MaskEmbeddings, head: MaskClassifier, config: InferenceConfig) -> np.ndarray:
+    """(4, 2) counts of one image for `where_lost`."""
+    *_, iou = _overlap(example, embeddings)  # (d, n)
+    probability = probabilities(head, embeddings.tokens)  # (d, C)
+    x, y = sam.point_grid(embeddings.image_size, math.isqrt(len(probability))).astype(int).T
+    truth = example.semantic[y, x]  # (d,), the class under each point
+    off, on = truth == 0, (truth != 0) & (truth != VOID)
+    right = on & (probability.argmax(1) + 1 == truth)
+    sure = probability.max(1) >= config.score_threshold
+    covered = iou.max(0) >= 0.5  # (n,)
+    pairs = (covered, covered | True), (right, on), (sure & right, right), (off & ~sure, off)
+    return np.array([(kept.sum(), asked.sum()) for kept, asked in pairs])

@@ -9,8 +9,9 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from usam import paths, runs
+from usam import paths, runs, sam
 from usam.profiles import Profile
+from usam.sam import MaskEmbeddings
 
 BLUE, ORANGE, GREEN, RED, PURPLE = (sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4))
 
@@ -18,7 +19,9 @@ BLUE, ORANGE, GREEN, RED, PURPLE = (sns.color_palette("colorblind")[i] for i in 
 def style() -> None:
     """One look for all notebooks."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
-    plt.rcParams.update({"figure.dpi": 90, "savefig.dpi": 110, "axes.titlesize": "medium", "image.interpolation": "nearest"})
+    plt.rcParams.update(
+        {"figure.dpi": 90, "savefig.dpi": 110, "axes.titlesize": "medium", "image.interpolation": "nearest"}
+    )
 
 
 def class_colors(count: int) -> np.ndarray:
@@ -52,8 +55,33 @@ def overlay(image: np.ndarray, masks: Sequence[np.ndarray], colors: np.ndarray, 
     return picture.astype(np.uint8)
 
 
+def sam_masks(
+    image: np.ndarray,
+    embeddings: MaskEmbeddings,
+    colors: np.ndarray,
+    rows: Sequence[int] | None = None,
+    alpha: float = 0.55,
+) -> np.ndarray:
+    """SAM's masks over their image, large ones below, so that parts stay visible on their wholes.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        embeddings: of the image.
+        colors: (n, 3) float RGB, one a mask that is drawn.
+        rows: which n masks, all d by default.
+        alpha: opacity.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+    """
+    chosen = embeddings.masks if rows is None else [embeddings.masks[j] for j in rows]
+    masks = sam.to_image_size(sam.decode(chosen), embeddings.extent, embeddings.image_size)
+    order = np.argsort(-masks.sum((1, 2)), kind="stable")
+    return overlay(image, masks[order], colors[order], alpha)
+
+
 def annotate(axes: Axes, image: np.ndarray, semantic: np.ndarray, class_names: Sequence[str], title: str = "") -> None:
-    """Draw an image with its semantic map (0 background, j + 1 class j, 255 void) and write each class on its region."""
+    """Draw an image with its semantic map (0 background, j + 1 class j, 255 void) and each class's name on its region."""
     colors = class_colors(len(class_names))
     present = [j for j in np.unique(semantic) if j not in (0, 255)]
     masks = [semantic == j for j in present]
@@ -73,7 +101,9 @@ def show(axes: Axes, image: np.ndarray, title: str = "") -> None:
     axes.grid(False)
 
 
-def sheet(images: Sequence[np.ndarray], titles: Sequence[str], columns: int, size: float = 1.3, heading: str = "") -> Figure:
+def sheet(
+    images: Sequence[np.ndarray], titles: Sequence[str], columns: int, size: float = 1.3, heading: str = ""
+) -> Figure:
     """A contact sheet: images of any sizes with a line below each.
 
     Args:

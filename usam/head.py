@@ -4,6 +4,7 @@ Our names and the paper's: tokens m_i (d x 1024), logits o_i = θ(m_i) (d x C), 
 """
 
 import math
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ class MaskClassifier(nn.Module):
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
         sizes = (len(mean), *widths)
-        hidden = [layer for a, b in zip(sizes, sizes[1:], strict=False) for layer in (nn.Linear(a, b), nn.ReLU())]
+        hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
         self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], classes))
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -52,7 +52,11 @@ def collect(folder: Path, class_names: list[str], source: SourceConfig, seed: in
     wanted = [(name, k) for name in class_names for k in range(source.per_class)]
     missing = [(name, k) for name, k in wanted if not (folder / image_file(name, k)).exists()]
     for name, k in tqdm(missing, desc="images", unit="image", disable=not missing):
-        _save(folder / image_file(name, k), make(name, k, seed), {"prompt": prompt(name), "seed": seed, "maker": source.maker})
+        _save(
+            folder / image_file(name, k),
+            make(name, k, seed),
+            {"prompt": prompt(name), "seed": seed, "maker": source.maker},
+        )
     rows = [(name, k, prompt(name), image_file(name, k)) for name, k in wanted]
     return pd.DataFrame(rows, columns=["class", "index", "prompt", "file"])
 

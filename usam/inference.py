@@ -1,4 +1,4 @@
-"""From SAM's nameless masks to labelled ones (paper 3.6): class scores, threshold, non-maximum suppression, painting."""
+"""From SAM's nameless masks to labelled ones (paper 3.6): scores, threshold, non-maximum suppression, painting."""
 
 import math
 from dataclasses import dataclass

@@ -15,7 +15,7 @@ def data() -> Path:
 
 
 def results(profile: str) -> Path:
-    """Where a run of `profile` leaves notebooks, tables, figures and runs.csv: below `$USAM_RESULTS`, else `results/`."""
+    """Where a run leaves notebooks, tables, figures and runs.csv: below `$USAM_RESULTS`, else `results/`."""
     return Path(os.environ.get("USAM_RESULTS") or ROOT / "results").expanduser().resolve() / profile
 
 

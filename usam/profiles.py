@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -132,14 +132,23 @@ class Profile(_Strict):
     distillation: DistillationConfig = DistillationConfig()
     inference: InferenceConfig = InferenceConfig()
 
+    def decisive(self) -> dict[str, Any]:
+        """What decides a score beside seed and code, as plain values: the `parameters` of a row in runs.csv."""
+        return self.model_dump(mode="json", exclude={"name", "world", "seeds"})
+
 
 def names() -> list[str]:
     """The profiles there are."""
     return sorted(p.stem for p in paths.PROFILES.glob("*.yaml"))
 
 
-def load(name: str, folder: Path | None = None) -> Profile:
+def load(name: str, folder: Path | None = None, seed: int | None = None) -> Profile:
     """Read and check the profile `name`.
+
+    Args:
+        name: of a file `NAME.yaml`.
+        folder: where it lies, `profiles/` by default.
+        seed: to come first; the number of seeds stays.
 
     Raises:
         UserError: no such profile, no valid YAML, an unknown key or a value of the wrong type (the key is named).
@@ -151,12 +160,16 @@ def load(name: str, folder: Path | None = None) -> Profile:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise UserError(f"profiles/{file.name}: expected 'key: value' lines, found {type(content).__name__}")
-        return Profile.model_validate_json(json.dumps(content | {"name": name}, default=str))  # JSON: lists may be tuples
+        profile = Profile.model_validate_json(json.dumps(content | {"name": name}, default=str))  # lists may be tuples
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"profiles/{file.name} is not valid YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'profile'}: {_plain(e)}" for e in error.errors())
         raise UserError(f"profiles/{file.name}: {said}") from error
+    if seed is None:
+        return profile
+    seeds = (seed, *(s for s in profile.seeds if s != seed))[: len(profile.seeds)]
+    return profile.model_copy(update={"seeds": seeds})
 
 
 def _plain(error: dict) -> str:

@@ -1,11 +1,13 @@
 """Tables of a run, the paper's numbers beside ours."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
 
 from usam import paths, runs
+from usam.errors import UserError
 from usam.profiles import Profile
 
 PaperRow = tuple[str, str, float | None, float | None]
@@ -19,7 +21,31 @@ def runs_file(profile: Profile) -> Path:
 def read_runs(profile: Profile) -> pd.DataFrame:
     """All rows of runs.csv; empty when nothing was evaluated yet."""
     file = runs_file(profile)
-    return pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["dataset", "split", "source", "method", "seed"])
+    return (
+        pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["dataset", "split", "source", "method", "seed"])
+    )
+
+
+def current_runs(profile: Profile) -> pd.DataFrame:
+    """The rows of runs.csv that belong to the profile as it is now: its parameters, its seeds.
+
+    Rows of sweeps and of other settings stay in the file, but not in a table that says "this profile".
+
+    Raises:
+        UserError: there is none.
+    """
+    rows = read_runs(profile)
+    if len(rows):
+        same = rows["parameters"] == json.dumps(profile.decisive(), sort_keys=True)
+        rows = rows[same & rows["seed"].isin(profile.seeds)].reset_index(drop=True)
+    if rows.empty:
+        raise UserError(f"{runs_file(profile)} has no run of this profile: run notebook 04_evaluate first")
+    return rows
+
+
+def difference(one: pd.DataFrame, other: pd.DataFrame, score: str) -> pd.Series:
+    """`score` of the rows `one` minus that of `other` with the same seed: one share a seed that both have."""
+    return (one.set_index("seed")[score] - other.set_index("seed")[score]).dropna()
 
 
 def mean_sd(values: pd.Series) -> str:

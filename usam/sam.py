@@ -11,13 +11,11 @@ import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import cv2
 import numpy as np
 import torch
 from pycocotools import mask as rle_codec
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
@@ -108,7 +106,7 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, ValueError, OSError, KeyError, UnpicklingError) as error:
+    except Exception as error:  # a damaged pickle can raise anything
         raise UserError(f"{path} cannot be read as weights, it may be cut off: delete it and get it again") from error
 
 
@@ -136,7 +134,9 @@ class Extractor:
         size = image.shape[:2]
         points = point_grid(size, self.config.points_per_side)
         logits, iou, tokens, inner = self.decode(image, points)
-        best = 1 + iou[:, 1:].argmax(1) if self.config.mask_choice == "best" else torch.zeros(len(iou), dtype=torch.long)
+        best = (
+            1 + iou[:, 1:].argmax(1) if self.config.mask_choice == "best" else torch.zeros(len(iou), dtype=torch.long)
+        )
         rows = torch.arange(len(best))
         side = self.sam.image_encoder.img_size
         extent = tuple(i * n / side for i, n in zip(inner, logits.shape[-2:], strict=True))
@@ -165,8 +165,9 @@ class Extractor:
         sparse, dense = self.sam.prompt_encoder((coordinates, labels), None, None)  # float32, outside autocast
         positions = self.sam.prompt_encoder.get_dense_pe()
         precision = getattr(torch, self.config.precision)
-        with captured_tokens(self.sam) as tokens, torch.autocast(
-            self.device.type, precision, enabled=precision != torch.float32
+        with (
+            captured_tokens(self.sam) as tokens,
+            torch.autocast(self.device.type, precision, enabled=precision != torch.float32),
         ):
             features = self.sam.image_encoder(pixels)
             logits, iou = self.sam.mask_decoder.predict_masks(features, positions, sparse, dense)

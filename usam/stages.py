@@ -1,6 +1,7 @@
 """The rooms of a run, one after the other. Each stage keeps what it made under a key of all its inputs, says whether
 it was made or reused, and makes only what is missing: images -> embeddings -> heads."""
 
+import functools
 import json
 import shutil
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from usam.profiles import Profile
 from usam.store import EmbeddingStore
 
 
+@functools.cache  # once is enough: a notebook opens the same embeddings many times
 def _say(what: str, hit: bool, folder: Path) -> None:
     print(f"{what}: {'reused from' if hit else 'made in'} {folder.relative_to(paths.data())}")
 
@@ -120,12 +122,13 @@ def _stamps(profile: Profile, which: str) -> tuple[Path, ...]:
 
 @dataclass(frozen=True)
 class Heads:
-    """A teacher and its student, with one row an epoch of each."""
+    """A teacher and its student, with one row an epoch of each, and what it cost to train both (`runs.timed`)."""
 
     teacher: MaskClassifier
     student: MaskClassifier
     teacher_history: pd.DataFrame
     student_history: pd.DataFrame
+    cost: dict[str, float]
 
 
 def heads(profile: Profile, which: str, source: str, seed: int, shuffled: bool = False) -> Heads:
@@ -138,8 +141,9 @@ def heads(profile: Profile, which: str, source: str, seed: int, shuffled: bool =
     parameters = [made.key, profile.sam, profile.head, profile.distillation, names, seed, shuffled]
     key = runs.stage_key(parameters, (head, training), (paths.resolve(profile.sam.checkpoint),))
     folder = paths.data() / profile.name / "heads" / f"{which}-{source}-{seed}-{key}"
-    hit = folder.is_dir()
+    hit = (folder / "cost.json").is_file()
     if not hit:
+        shutil.rmtree(folder, ignore_errors=True)
         bags = training.Bags.of(found.tokens, made.table["class"].tolist(), names)
         _train_heads(profile, bags.shuffled(seed) if shuffled else bags, seed, folder)
     _say(f"heads for {len(names)} classes", hit, folder)
@@ -148,16 +152,18 @@ def heads(profile: Profile, which: str, source: str, seed: int, shuffled: bool =
 
 def _train_heads(profile: Profile, bags: training.Bags, seed: int, folder: Path) -> None:
     device = runs.device()
-    teacher, history = training.train(bags, profile.head, seed, device=device)
-    student, student_history = training.train(
-        bags, profile.head, seed, teacher, profile.distillation, device, label="student"
-    )
+    with runs.timed() as cost:
+        teacher, history = training.train(bags, profile.head, seed, device=device)
+        student, student_history = training.train(
+            bags, profile.head, seed, teacher, profile.distillation, device, label="student"
+        )
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     for name, model, rows in (("teacher", teacher, history), ("student", student, student_history)):
         save_file(model.state_dict(), part / f"{name}.safetensors")
         rows.to_csv(part / f"{name}.csv", index=False)
+    (part / "cost.json").write_text(json.dumps(cost))
     part.rename(folder)
 
 
@@ -168,7 +174,8 @@ def _load_heads(profile: Profile, folder: Path, classes: int) -> Heads:
         model.load_state_dict(weights)
         return model.eval().requires_grad_(False).to(runs.device())
 
-    return Heads(one("teacher"), one("student"), *(pd.read_csv(folder / f"{n}.csv") for n in ("teacher", "student")))
+    histories = [pd.read_csv(folder / f"{name}.csv") for name in ("teacher", "student")]
+    return Heads(one("teacher"), one("student"), *histories, json.loads((folder / "cost.json").read_text()))
 
 
 METHODS = ("U-SAM", "MIL only", "shuffled labels")
@@ -187,11 +194,10 @@ def score(
         method: "U-SAM" (the student), "MIL only" (its teacher), or "shuffled labels" (a student that cannot know).
         split: test split by default.
     """
-    with runs.timed() as training_cost:
-        both = heads(profile, which, source, seed, shuffled=method == "shuffled labels")
+    both = heads(profile, which, source, seed, shuffled=method == "shuffled labels")
     model = both.teacher if method == "MIL only" else both.student
     return recorded(profile, which, source, seed, method, evaluation.by_head(model, profile.inference), split,
-                    training_seconds=training_cost["seconds"])  # fmt: skip
+                    training_seconds=both.cost["seconds"])  # fmt: skip
 
 
 def recorded(
@@ -216,7 +222,7 @@ def recorded(
         source=source,
         method=method,
         seed=seed,
-        parameters=profile.model_dump(mode="json", include={"sam", "sources", "head", "distillation", "inference"}),
+        parameters=profile.decisive(),
         miou=scores.miou,
         map50=scores.map50,
         **cost,

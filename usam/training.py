@@ -1,4 +1,4 @@
-"""Training of the head: the teacher by multiple-instance learning, the student by uncertainty distillation (paper 3.5, 4)."""
+"""Training of the head (paper 3.5, 4): the teacher by multiple-instance learning, the student by distillation."""
 
 import math
 from dataclasses import dataclass
@@ -36,7 +36,9 @@ class Bags:
         """
         index = {name: j for j, name in enumerate(class_names)}
         if missing := sorted(set(index) - set(image_classes)):
-            raise UserError(f"no training image of {', '.join(missing)}: run notebooks 01_images and 02_embeddings again")
+            raise UserError(
+                f"no training image of {', '.join(missing)}: run notebooks 01_images and 02_embeddings again"
+            )
         rows = [i for i, name in enumerate(image_classes) if name in index]
         labels = torch.zeros(len(rows), len(index))
         labels[range(len(rows)), [index[image_classes[i]] for i in rows]] = 1

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 import cv2
@@ -11,6 +12,7 @@ from pycocotools import mask as rle_codec
 from tqdm.auto import tqdm
 
 from usam.classes import COCO, VOC
+from usam.errors import UserError
 from usam.mini import world
 from usam.mini.splits import rng_of
 from usam.mini.world import Picture
@@ -49,6 +51,14 @@ def test_scene(split: str, dataset: str, index: int, class_names: list[str]) -> 
     return world.scene([(str(n), world.draw(drawing_of(str(n)), rng)) for n in names], rng)
 
 
+def _check(images: dict[str, int], names: list[str], known: Collection[str]) -> None:
+    """Splits and classes before anything is written; `known` are the data set's own class names."""
+    drawn = [n for n in known if drawing_of(n) in world.DRAWINGS]
+    for what, wanted, there in (("split", images, ["val", "test"]), ("class", names, drawn)):
+        if wrong := [w for w in wanted if w not in there]:
+            raise UserError(f"this drawn data set has no {what} '{wrong[0]}': choose from {', '.join(there)}")
+
+
 # -- PASCAL VOC ---------------------------------------------------------------------------------------------------
 
 
@@ -65,6 +75,7 @@ def voc_palette() -> list[int]:
 def write_voc(root: Path, images: dict[str, int], class_names: list[str] | None = None) -> None:
     """Write `images[split]` scenes of each split as a VOC folder; it appears under its name when it is whole."""
     names = list(class_names or VOC)
+    _check(images, names, VOC)
     part = _fresh(root)
     for split, count in images.items():
         ids = [f"{split}_{k:06d}" for k in range(count)]
@@ -104,6 +115,7 @@ def write_coco(root: Path, images: dict[str, int], class_names: list[str] | None
     """
     known = {name: i for i, name in COCO.items()}
     names = list(class_names or [n for n in COCO.values() if drawing_of(n) in world.DRAWINGS])
+    _check(images, names, known)
     part = _fresh(root)
     for split, count in images.items():
         official = {"val": "minival2017", "test": "val2017"}[split]

@@ -53,7 +53,7 @@ class Canvas:
         self.object_count += 1
         for part in drawing:
             contours = _fixed(part.contours)
-            color = tuple(int(round(255 * c)) for c in part.color)
+            color = tuple(round(255 * c) for c in part.color)
             if part.detail:
                 self._paint_detail(contours, color)
                 continue

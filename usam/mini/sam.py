@@ -4,7 +4,6 @@ The paper's SAM is a ViT-H of 636M parameters at 1024 px. This one has about 6M 
 are enough, and keeps what the method touches: 256-dimensional tokens, four a prompt, and low-resolution masks.
 """
 
-import torch
 from segment_anything.modeling import MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
 from torch import Tensor, nn
 
@@ -51,7 +50,9 @@ class SmallEncoder(nn.Module):
         self.stride16 = nn.Sequential(_down(b, c), _Residual(c), _Residual(c))
         self.lateral = nn.Conv2d(b, TOKEN_DIM, 1)
         self.top_down = nn.ConvTranspose2d(c, TOKEN_DIM, 2, stride=2)
-        self.neck = nn.Sequential(nn.GroupNorm(8, TOKEN_DIM), nn.Conv2d(TOKEN_DIM, TOKEN_DIM, 1), nn.GroupNorm(1, TOKEN_DIM))
+        self.neck = nn.Sequential(
+            nn.GroupNorm(8, TOKEN_DIM), nn.Conv2d(TOKEN_DIM, TOKEN_DIM, 1), nn.GroupNorm(1, TOKEN_DIM)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         fine = self.stride8(self.stride4(x))  # (B, 128, 16, 16)
@@ -64,7 +65,10 @@ def build_sam() -> Sam:
     return Sam(
         image_encoder=SmallEncoder(),
         prompt_encoder=PromptEncoder(
-            embed_dim=TOKEN_DIM, image_embedding_size=(grid, grid), input_image_size=(IMAGE_SIZE, IMAGE_SIZE), mask_in_chans=16
+            embed_dim=TOKEN_DIM,
+            image_embedding_size=(grid, grid),
+            input_image_size=(IMAGE_SIZE, IMAGE_SIZE),
+            mask_in_chans=16,
         ),
         mask_decoder=MaskDecoder(
             num_multimask_outputs=3,

@@ -65,7 +65,9 @@ def box(x0: float, y0: float, x1: float, y1: float, radius: float = 0.0) -> tupl
     quarter = np.linspace(0, np.pi / 2, 6)
     corners = [(x1 - r, y1 - r, 0), (x0 + r, y1 - r, 1), (x0 + r, y0 + r, 2), (x1 - r, y0 + r, 3)]
     points = [
-        (cx + r * np.cos(a + k * np.pi / 2), cy + r * np.sin(a + k * np.pi / 2)) for cx, cy, k in corners for a in quarter
+        (cx + r * np.cos(a + k * np.pi / 2), cy + r * np.sin(a + k * np.pi / 2))
+        for cx, cy, k in corners
+        for a in quarter
     ]
     return (np.asarray(points, np.float32),)
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from usam.errors import UserError
 from usam.mini import animals, household, vehicles
 from usam.mini.render import Canvas
 from usam.mini.shapes import Part, bounds, fit, smooth, transform
@@ -76,7 +77,13 @@ STYLES = {
 
 
 def draw(name: str, rng: np.random.Generator) -> list[Part]:
-    """One individual of category `name`, fitted to [-1, 1]."""
+    """One individual of category `name`, fitted to [-1, 1].
+
+    Raises:
+        UserError: nobody has drawn such a thing.
+    """
+    if name not in DRAWINGS:
+        raise UserError(f"the drawn world has no '{name}': choose from {', '.join(sorted(DRAWINGS))}")
     return fit(DRAWINGS[name](rng))
 
 
@@ -127,7 +134,9 @@ def place(
     low, high = bounds(posed)
     scale = side / (high - low).max()
     middle = np.float32([centre[0] * size[1], centre[1] * size[0]])
-    return transform(posed, np.eye(2, dtype=np.float32) * np.float32(scale), middle - (low + high) / 2 * np.float32(scale))
+    return transform(
+        posed, np.eye(2, dtype=np.float32) * np.float32(scale), middle - (low + high) / 2 * np.float32(scale)
+    )
 
 
 # -- backgrounds, (H, W, 3) uint8 ---------------------------------------------------------------------------------
@@ -194,7 +203,12 @@ def _to_bytes(image: np.ndarray) -> np.ndarray:
     return np.clip(image * 255, 0, 255).astype(np.uint8)
 
 
-BACKGROUNDS = {"scene": (_outdoors,), "studio": (_backdrop,), "web": (_pattern,), "any": (_outdoors, _pattern, _backdrop)}
+BACKGROUNDS = {
+    "scene": (_outdoors,),
+    "studio": (_backdrop,),
+    "web": (_pattern,),
+    "any": (_outdoors, _pattern, _backdrop),
+}
 
 
 # -- pictures -----------------------------------------------------------------------------------------------------
@@ -204,7 +218,9 @@ def _develop(picture: Canvas, style: Style, rng: np.random.Generator) -> tuple[n
     """Light, surface texture, colour cast and camera noise over the finished drawing."""
     image, objects, parts = picture.finish()
     size = image.shape[:2]
-    light = _gradient(size, np.float32([1 + style.light * rng.random()]), np.float32([1 - style.light * rng.random()]), rng)
+    light = _gradient(
+        size, np.float32([1 + style.light * rng.random()]), np.float32([1 - style.light * rng.random()]), rng
+    )
     texture = _noise_field(size, int(rng.integers(6, 48)), rng)[..., None]
     gain = rng.uniform(0.88, 1.12, picture.object_count + 1).astype(np.float32)[objects][..., None]
     cast = 1 + style.tint * rng.uniform(-1, 1, 3).astype(np.float32)
@@ -253,7 +269,9 @@ def scene(
         side = rng.uniform(0.28, largest) * max(size)
         x = (column + 0.5 + rng.normal(0, 0.18)) / len(individuals)
         y = 0.5 + rng.normal(0, 0.12)
-        placed.append((name, place(parts, size, min(side, 1.05 * min(size)), (np.clip(x, 0.1, 0.9), np.clip(y, 0.2, 0.8)), rng)))
+        placed.append(
+            (name, place(parts, size, min(side, 1.05 * min(size)), (np.clip(x, 0.1, 0.9), np.clip(y, 0.2, 0.8)), rng))
+        )
     blobs_in_front = [p for p in placed if p[0] is None and rng.random() < 0.25]
     behind = [p for p in placed if not any(p is q for q in blobs_in_front)]
     return _paint(behind + blobs_in_front, size, look, rng)

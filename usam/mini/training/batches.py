@@ -132,5 +132,3 @@ class Stream(IterableDataset):
         while True:
             yield make_batch(index)
             index += 1
-
-

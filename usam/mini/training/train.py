@@ -1,4 +1,4 @@
-"""Train the small SAM: `python -m usam.mini.train_sam --minutes 120`.
+"""Train the small SAM: `python -m usam.mini.training.train --minutes 120`.
 
 No class label enters. A picture gives what a person with a brush could give: outlines of whole objects, of their
 parts, of nameless blobs and of the background; and every scene is drawn twice with the same individuals (other
@@ -30,10 +30,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from usam import runs
 from usam.mini.sam import TOKEN_DIM, build_sam
-from usam.mini.sam_data import SCENES, SHAPE_SIZE, VIEWS, make_batch
+from usam.mini.training.batches import SCENES, SHAPE_SIZE, VIEWS, make_batch
 from usam.sam import captured_tokens
 
-ENCODER_SHARE = 0.3  # of the time, for phase 1
+ENCODER_SHARE = 0.33  # of the time, for phase 1
 RATES = (1e-3, 6e-4)  # peak learning rates of the two phases
 
 
@@ -111,7 +111,9 @@ def same_individual_loss(z: Tensor, owners: Tensor, temperature: float = 0.1) ->
 def part_loss(z: Tensor, parts: Tensor, samples: int = 64, temperature: float = 0.2) -> Tensor:
     """The same within each picture, with parts for individuals: features (B, P, D), parts (B, P)."""
     chosen = torch.randperm(z.shape[1], device=z.device)[:samples]
-    return torch.stack([same_individual_loss(a[chosen], b[chosen], temperature) for a, b in zip(z, parts, strict=True)]).mean()
+    return torch.stack(
+        [same_individual_loss(a[chosen], b[chosen], temperature) for a, b in zip(z, parts, strict=True)]
+    ).mean()
 
 
 class Redraw(nn.Sequential):
@@ -119,7 +121,10 @@ class Redraw(nn.Sequential):
 
     def __init__(self, inputs: int):
         super().__init__(
-            nn.Linear(inputs, 512), nn.ReLU(), nn.Linear(512, 2 * SHAPE_SIZE**2), nn.Unflatten(1, (2, SHAPE_SIZE, SHAPE_SIZE))
+            nn.Linear(inputs, 512),
+            nn.ReLU(),
+            nn.Linear(512, 2 * SHAPE_SIZE**2),
+            nn.Unflatten(1, (2, SHAPE_SIZE, SHAPE_SIZE)),
         )
 
 
@@ -137,11 +142,11 @@ class Trainee(nn.Module):
         """Total loss and what it is made of; `decoder` is 0 in phase 1, then the weight of the tokens' losses."""
         features = self.sam.image_encoder(batch["images"])
         losses = self.feature_losses(features.float(), batch)
-        total = losses["individual"] + 2 * losses["redraw"] + 0.5 * losses["part"] + 0.5 * losses["thing"]
+        total = losses["individual"] + 20 * losses["redraw"] + 0.5 * losses["part"] + 0.5 * losses["thing"]
         if decoder > 0:
             more = self.decoder_losses(features, batch)
             total = 0.3 * total + more["masks"] + more["quality"]
-            total = total + decoder * (0.3 * more["token_individual"] + 2 * more["token_redraw"])
+            total = total + decoder * (0.3 * more["token_individual"] + 6 * more["token_redraw"])
             losses |= more
         return total, {k: float(v.detach()) for k, v in losses.items()}
 

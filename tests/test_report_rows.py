@@ -1,0 +1,47 @@
+"""Which rows of runs.csv a table of the profile may use."""
+
+import pandas as pd
+import pytest
+
+from usam import profiles, report, runs
+from usam.errors import UserError
+
+
+@pytest.fixture
+def smoke(tmp_path, monkeypatch) -> profiles.Profile:
+    monkeypatch.setenv("USAM_RESULTS", str(tmp_path))
+    return profiles.load("smoke")
+
+
+def record(profile: profiles.Profile, **row) -> None:
+    runs.record(report.runs_file(profile), **{"profile": profile.name, "dataset": "voc", "split": "test"} | row)
+
+
+def test_rows_of_other_settings_and_seeds_stay_out(smoke):
+    other = smoke.model_copy(update={"head": smoke.head.model_copy(update={"a": 2.0})})
+    for seed, profile in (0, smoke), (1, smoke), (7, smoke), (0, other):
+        record(smoke, source="web", method="U-SAM", seed=seed, parameters=profile.decisive(), miou=seed / 10)
+    rows = report.current_runs(smoke)
+    assert rows["seed"].tolist() == [0, 1] and rows["miou"].tolist() == [0.0, 0.1]
+    assert len(report.read_runs(smoke)) == 4
+
+
+def test_no_row_names_the_notebook_that_makes_them(smoke):
+    with pytest.raises(UserError, match="04_evaluate"):
+        report.current_runs(smoke)
+    record(smoke, source="web", method="U-SAM", seed=9, parameters=smoke.decisive(), miou=0.5)
+    with pytest.raises(UserError, match="04_evaluate"):
+        report.current_runs(smoke)
+
+
+def test_difference_pairs_seeds():
+    one = pd.DataFrame({"seed": [0, 1, 2], "miou": [0.3, 0.5, 0.9]})
+    other = pd.DataFrame({"seed": [1, 0], "miou": [0.1, 0.2]})
+    assert report.difference(one, other, "miou").to_dict() == pytest.approx({0: 0.1, 1: 0.4})
+
+
+def test_first_seed_can_be_chosen():
+    assert profiles.load("mini").seeds == (0, 1, 2)
+    assert profiles.load("mini", seed=7).seeds == (7, 0, 1)
+    assert profiles.load("mini", seed=2).seeds == (2, 0, 1)
+    assert profiles.load("mini", seed=0) == profiles.load("mini")

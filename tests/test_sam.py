@@ -1,0 +1,407 @@
+"""Tokens and masks against `transformers`' own SAM with the same weights; geometry, precision, damaged checkpoints."""
+
+import pickle
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pycocotools import mask as rle_codec
+from safetensors.torch import save_file
+from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+from torch import Tensor, nn
+from transformers import SamConfig as TheirConfig
+from transformers import SamModel
+from transformers.models.sam.modeling_sam import SamTwoWayAttentionBlock
+
+from usam import sam
+from usam.errors import UserError
+from usam.mini.sam import build_sam as build_small
+from usam.profiles import SamConfig
+from usam.sam import Extractor, LazyExtractor, decode, encode, load_sam, point_grid, to_image_size
+
+SMALL = "usam.mini.sam:build_sam"
+WEIGHTS = "usam/mini/weights/sam.safetensors"
+
+
+def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """Coarse random patches: something with edges."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), np.uint8)
+    rows, columns = np.arange(height) * 6 // height, np.arange(width) * 6 // width
+    return coarse[rows][:, columns]
+
+
+def extractor(model: Sam, **settings: object) -> Extractor:
+    return Extractor(SamConfig(model=SMALL, checkpoint=WEIGHTS, **settings), sam=model)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Sam:
+    return load_sam(SamConfig(model=SMALL, checkpoint=WEIGHTS))
+
+
+# -- parity with transformers -------------------------------------------------------------------------------------
+
+# segment-anything's names -> transformers' names, applied in this order
+RENAMES = (
+    (r"^image_encoder\.neck\.0", "vision_encoder.neck.conv1"),
+    (r"^image_encoder\.neck\.1", "vision_encoder.neck.layer_norm1"),
+    (r"^image_encoder\.neck\.2", "vision_encoder.neck.conv2"),
+    (r"^image_encoder\.neck\.3", "vision_encoder.neck.layer_norm2"),
+    (r"^image_encoder\.blocks", "vision_encoder.layers"),
+    (r"^image_encoder\.patch_embed\.proj", "vision_encoder.patch_embed.projection"),
+    (r"^image_encoder", "vision_encoder"),
+    (r"mask_downscaling\.0", "mask_embed.conv1"),
+    (r"mask_downscaling\.1", "mask_embed.layer_norm1"),
+    (r"mask_downscaling\.3", "mask_embed.conv2"),
+    (r"mask_downscaling\.4", "mask_embed.layer_norm2"),
+    (r"mask_downscaling\.6", "mask_embed.conv3"),
+    (r"point_embeddings", "point_embed"),
+    (r"pe_layer\.positional_encoding_gaussian_matrix", "shared_embedding.positional_embedding"),
+    (r"output_upscaling\.0", "upscale_conv1"),
+    (r"output_upscaling\.1", "upscale_layer_norm"),
+    (r"output_upscaling\.3", "upscale_conv2"),
+    (r"(mlps\.\d|iou_prediction_head)\.layers\.0", r"\1.proj_in"),
+    (r"(mlps\.\d|iou_prediction_head)\.layers\.2", r"\1.proj_out"),
+    (r"(mlps\.\d|iou_prediction_head)\.layers\.1", r"\1.layers.0"),
+    (r"norm_final_attn", "layer_norm_final_attn"),
+    (r"\.norm(\d)", r".layer_norm\1"),
+)
+
+
+def converted(model: Sam) -> dict[str, Tensor]:
+    """A segment-anything state under transformers' names, which holds the Gaussian matrix twice."""
+    state = {}
+    for name, value in model.state_dict().items():
+        for old, new in RENAMES:
+            name = re.sub(old, new, name)
+        state[name] = value
+    state["shared_image_embedding.positional_embedding"] = state["prompt_encoder.shared_embedding.positional_embedding"]
+    return state
+
+
+def decoder_of(transformer_width: int, downsample: int) -> dict:
+    # segment-anything leaves the decoder's layer norms at torch's own epsilon
+    return dict(mlp_dim=transformer_width, attention_downsample_rate=downsample, layer_norm_eps=1e-5)
+
+
+def random_vit() -> tuple[Sam, SamModel]:
+    """segment-anything's ViT architecture at 128 px with windows that do not divide the grid, and transformers' twin."""
+    torch.manual_seed(0)
+    encoder = ImageEncoderViT(
+        img_size=128, embed_dim=64, depth=2, num_heads=2, out_chans=256, use_rel_pos=True, window_size=3,
+        global_attn_indexes=(1,), norm_layer=lambda width: nn.LayerNorm(width, eps=1e-6),
+    )  # fmt: skip
+    prompts = PromptEncoder(embed_dim=256, image_embedding_size=(8, 8), input_image_size=(128, 128), mask_in_chans=16)
+    transformer = TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
+    ours = Sam(encoder, prompts, MaskDecoder(transformer_dim=256, transformer=transformer)).eval()
+    for parameter in ours.parameters():
+        if not parameter.any():  # relative and absolute positions start at 0, biases too: then a mix-up would not show
+            nn.init.normal_(parameter, std=0.1)
+    vision = dict(
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=128,
+        window_size=3,
+        global_attn_indexes=[1],
+    )
+    theirs = SamModel(
+        TheirConfig(
+            vision_config=vision, prompt_encoder_config=dict(image_size=128), mask_decoder_config=decoder_of(2048, 2)
+        )
+    )
+    theirs.load_state_dict(converted(ours))
+    return ours, theirs.eval()
+
+
+def small_pair(ours: Sam) -> tuple[Sam, SamModel]:
+    """The small SAM and transformers' prompt encoder and decoder with its weights; their image encoder stays unused."""
+    vision = dict(
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        image_size=128,
+        patch_size=8,
+        global_attn_indexes=[0],
+    )
+    prompts = dict(image_size=128, patch_size=8)
+    theirs = SamModel(
+        TheirConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder_of(512, 4))
+    )
+    layers = theirs.mask_decoder.transformer.layers  # these ignore the configured rate of 4 and take 2
+    for i in range(len(layers)):
+        layers[i] = SamTwoWayAttentionBlock(
+            theirs.config.mask_decoder_config, attention_downsample_rate=4, skip_first_layer_pe=i == 0
+        )
+    state = {k: v for k, v in converted(ours).items() if not k.startswith("vision_encoder")}
+    missing, unexpected = theirs.load_state_dict(state, strict=False)
+    assert not unexpected and all(name.startswith("vision_encoder") for name in missing)
+    return ours, theirs.eval()
+
+
+@torch.inference_mode()
+def their_answer(theirs: SamModel, points: Tensor, **image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Mask logits (N, 4, h, w), predicted IoU (N, 4), mask tokens (N, 4, 256) for N points (N, 2) of SAM's input."""
+    seen = []
+    hook = theirs.mask_decoder.transformer.register_forward_hook(lambda _m, _i, out: seen.append(out[0]))
+    answers = [theirs(input_points=points[None, :, None], multimask_output=m, **image) for m in (False, True)]
+    hook.remove()
+    logits = torch.cat([a.pred_masks[0] for a in answers], 1)  # single-mask output first
+    iou = torch.cat([a.iou_scores[0] for a in answers], 1)
+    return logits, iou, seen[0][0, :, sam.MASK_TOKENS]
+
+
+@pytest.mark.parametrize("which", ["vit", "small, trained"])
+def test_parity_with_transformers(which, trained):
+    image, size = picture(150, 260), (74, 128)  # 150 x 260 into a square of 128: 73.8 rows
+    ours, theirs = random_vit() if which == "vit" else small_pair(trained)
+    points = point_grid((150, 260), 10)
+    extract = extractor(ours)
+    logits, iou, tokens, inner = extract.decode(image, points)
+    assert inner == size and logits.shape[:2] == (100, 4) and tokens.shape == (100, 4, 256)
+    scaled = torch.tensor(points * np.float32([128 / 260, 74 / 150]))
+    pixels, _ = extract._pixels(image)
+    given = dict(pixel_values=pixels) if which == "vit" else dict(image_embeddings=ours.image_encoder(pixels))
+    for name, a, b in zip(
+        ("logits", "iou", "tokens"), (logits, iou, tokens), their_answer(theirs, scaled, **given), strict=True
+    ):
+        assert a.shape == b.shape and b.std() > 1e-3
+        difference, scale = (a - b).abs().max().item(), b.abs().max().item()
+        print(f"{which}: {name} differ by at most {difference:.1e} of {scale:.3g} ({difference / scale:.1e})")
+        assert difference <= 1e-3 * scale
+    assert (tokens[0] - tokens[99]).abs().max() > 1e-2  # the points matter
+
+
+def test_input_is_what_segment_anything_makes_of_an_image(trained):
+    from segment_anything import SamPredictor
+
+    image = picture(150, 260)
+    predictor = SamPredictor(trained)
+    predictor.set_image(image)
+    pixels, inner = extractor(trained)._pixels(image)
+    assert inner == predictor.input_size and pixels.shape == (1, 3, 128, 128)
+    with torch.inference_mode():
+        torch.testing.assert_close(trained.image_encoder(pixels), predictor.features)
+    assert not pixels[:, :, inner[0] :].any()
+    points = point_grid((150, 260), 2)
+    scale = np.float32([inner[1] / 260, inner[0] / 150])
+    np.testing.assert_allclose(points * scale, predictor.transform.apply_coords(points, (150, 260)), rtol=1e-6)
+
+
+# -- one image ----------------------------------------------------------------------------------------------------
+
+
+def test_point_grid_by_hand():
+    # 2 x 2 on an image 10 high and 40 wide: x at 10 and 30, y at 2.5 and 7.5, row by row
+    grid = point_grid((10, 40), 2)
+    assert grid.dtype == np.float32
+    assert grid.tolist() == [[10, 2.5], [30, 2.5], [10, 7.5], [30, 7.5]]
+    ten = point_grid((200, 100), 10)
+    assert ten.shape == (100, 2) and ten[0].tolist() == [5, 10] and ten[-1].tolist() == [95, 190]
+    assert ten[1].tolist() == [15, 10]  # x runs first
+
+
+def test_many_prompts_in_one_call_equal_one_by_one(trained):
+    image, points = picture(90, 128), point_grid((90, 128), 3)
+    extract = extractor(trained)
+    together = extract.decode(image, points)[:3]
+    alone = [extract.decode(image, point[None])[:3] for point in points]
+    for many, ones in zip(together, zip(*alone, strict=True), strict=True):
+        torch.testing.assert_close(many, torch.cat(ones), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("choice", ["best", "single"])
+def test_embeddings_are_what_the_decoder_says(trained, choice):
+    image = picture(192, 256)  # 96 x 128 of the input, 48 x 64 of the masks
+    extract = extractor(trained, points_per_side=4, mask_choice=choice)
+    found = extract(image)
+    logits, iou, tokens, _ = extract.decode(image, point_grid((192, 256), 4))
+    assert found.image_size == (192, 256) and found.extent == (48.0, 64.0)
+    assert found.tokens.shape == (16, 4, 256) and found.tokens.dtype == np.float16
+    np.testing.assert_array_equal(found.tokens, tokens.half().numpy())
+    masks = decode(found.masks)
+    assert masks.shape == (16, 48, 64) and 0.01 < masks.mean() < 0.99 and found.iou.dtype == np.float32
+    for i in range(16):
+        which = 0 if choice == "single" else 1 + int(np.argmax(iou[i, 1:].numpy()))
+        assert found.iou[i] == iou[i, which]
+        np.testing.assert_array_equal(masks[i], logits[i, which, :48].numpy() > 0)
+
+
+def test_hook_is_removed_even_after_an_error(trained):
+    transformer = trained.mask_decoder.transformer
+    extractor(trained, points_per_side=2)(picture(64, 64))
+    assert not transformer._forward_hooks
+    with pytest.raises(ZeroDivisionError), sam.captured_tokens(trained):
+        assert len(transformer._forward_hooks) == 1
+        1 / 0  # noqa: B018
+    assert not transformer._forward_hooks
+
+
+def test_bfloat16_stays_close_to_float32(trained):
+    image, points = picture(192, 256), point_grid((192, 256), 10)
+    exact, rough = (extractor(trained, precision=p).decode(image, points) for p in ("float32", "bfloat16"))
+    assert all(value.dtype == torch.float32 for value in rough[:3])
+    assert not torch.equal(exact[2], rough[2])  # the setting does something
+    cosine = torch.cosine_similarity(exact[2].flatten(1), rough[2].flatten(1))
+    print(f"bfloat16 against float32: smallest cosine of tokens {cosine.min():.5f}")
+    assert cosine.min() >= 0.99
+    assert ((exact[0] > 0) == (rough[0] > 0)).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("size", [(2000, 3), (3, 2000), (1, 1), (40, 30)])
+def test_strips_and_tiny_images(trained, size):
+    found = extractor(trained, points_per_side=3)(picture(*size))
+    assert found.image_size == size and np.isfinite(found.tokens).all()
+    height, width = decode(found.masks).shape[1:]
+    assert (height, width) == tuple(np.ceil(found.extent)) and max(height, width) == 64
+    assert to_image_size(decode(found.masks), found.extent, size).shape == (9, *size)
+
+
+def test_lazy_extractor_loads_nothing_before_the_first_image(tmp_path):
+    lazy = LazyExtractor(SamConfig(model=SMALL, checkpoint=str(tmp_path / "none.safetensors")))
+    with pytest.raises(UserError, match="none.safetensors is missing"):
+        lazy(picture(8, 8))
+
+
+# -- masks --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 11), (1, 64, 64), (3, 1, 64), (0, 4, 4)])
+def test_encode_and_decode_are_inverse(shape):
+    masks = np.random.default_rng(0).random(shape) < 0.5
+    rles = encode(masks)
+    assert len(rles) == len(masks) and decode(rles).dtype == bool
+    assert all(tuple(rle["size"]) == shape[1:] for rle in rles)
+    np.testing.assert_array_equal(rle_codec.area(rles) if rles else [], masks.sum((1, 2)))
+    if rles:
+        np.testing.assert_array_equal(decode(rles), masks)
+    assert len(decode(rles)) == len(masks)
+
+
+def test_to_image_size_by_hand():
+    # An image of 150 x 256 covers 37.5 x 64 cells of a mask, 4 pixels a cell: cell edges lie on pixel edges.
+    masks = np.zeros((2, 38, 64), bool)
+    masks[0, :, 32:], masks[1, 20:] = True, True
+    large = to_image_size(masks, (37.5, 64.0), (150, 256))
+    assert large.shape == (2, 150, 256) and large.dtype == bool
+    columns, rows = np.zeros((150, 256), bool), np.zeros((150, 256), bool)
+    columns[:, 128:], rows[80:] = True, True
+    np.testing.assert_array_equal(large[0], columns)
+    np.testing.assert_array_equal(large[1], rows)
+
+
+def test_to_image_size_of_one_size_changes_nothing_and_of_none_is_none():
+    masks = np.random.default_rng(0).random((4, 9, 13)) < 0.5
+    np.testing.assert_array_equal(to_image_size(masks, (9.0, 13.0), (9, 13)), masks)
+    assert to_image_size(masks[:0], (9.0, 13.0), (20, 30)).shape == (0, 20, 30)
+
+
+@pytest.mark.parametrize("size", [(150, 256), (375, 500), (500, 333), (97, 61)])
+def test_to_image_size_agrees_with_segment_anythings_own_way(trained, size):
+    extract = extractor(trained)
+    _, inner = extract._pixels(picture(*size))
+    extent = tuple(n * 64 / 128 for n in inner)
+    coarse = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    logits = nn.functional.interpolate(coarse, (64, 64), mode="bicubic")  # blobs with smooth outlines
+    theirs = (trained.postprocess_masks(logits, inner, size) > 0)[:, 0].numpy()
+    rows, columns = (int(np.ceil(n)) for n in extent)
+    ours = to_image_size((logits[:, 0, :rows, :columns] > 0).numpy(), extent, size)
+    iou = (ours & theirs).sum((1, 2)) / (ours | theirs).sum((1, 2))
+    assert iou.min() > 0.97
+
+
+# -- checkpoints --------------------------------------------------------------------------------------------------
+
+
+def refused(path: Path, message: str, model: str = SMALL) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        load_sam(SamConfig(model=model, checkpoint=str(path)))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 600 and path.name in str(error.value)
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return build_small().state_dict()
+
+
+def test_both_kinds_of_checkpoint_load(tmp_path, weights):
+    save_file(weights, tmp_path / "sam.safetensors")
+    torch.save(weights, tmp_path / "sam.pth")
+    for name in ("sam.safetensors", "sam.pth"):
+        loaded = load_sam(SamConfig(model=SMALL, checkpoint=str(tmp_path / name)))
+        assert all(torch.equal(value, weights[key]) for key, value in loaded.state_dict().items())
+        assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_missing_checkpoint(tmp_path):
+    refused(tmp_path / "none.pth", r"none.pth is missing: run notebook 00_setup")
+    (tmp_path / "folder.pth").mkdir()
+    refused(tmp_path / "folder.pth", "is missing")
+
+
+@pytest.mark.parametrize("keep", [0, 7, 1000, 0.5, 0.999])
+@pytest.mark.parametrize("kind", ["safetensors", "pth", "old pth"])
+def test_truncated_checkpoint(tmp_path, weights, kind, keep):
+    path = tmp_path / f"cut.{kind.split()[-1]}"
+    some = {name: value for name, value in weights.items() if name.startswith("mask_decoder.iou")}
+    if kind == "safetensors":
+        save_file(some, path)
+    else:
+        torch.save(some, path, _use_new_zipfile_serialization=kind == "pth")
+    content = path.read_bytes()
+    path.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
+    refused(path, "cannot be read as weights, it may be cut off")
+
+
+@pytest.mark.parametrize("content", [b"hello", b"\x80\x04.", b"PK\x03\x04 and then nothing", b"\xff" * 5000])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_something_else_under_that_name(tmp_path, content, suffix):
+    (tmp_path / f"odd.{suffix}").write_bytes(content)
+    refused(tmp_path / f"odd.{suffix}", "cannot be read as weights")
+
+
+class Intruder:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, trace: Path):
+        self.trace = trace
+
+    def __reduce__(self) -> tuple:
+        return (Path.write_text, (self.trace, "here I was"))
+
+
+def test_code_in_a_pickle_is_never_run(tmp_path):
+    trace = tmp_path / "trace"
+    torch.save({"weight": Intruder(trace)}, tmp_path / "zip.pth")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Intruder(trace)))
+    for name in ("zip.pth", "plain.pth"):
+        refused(tmp_path / name, "cannot be read as weights")
+    assert not trace.exists()
+    pickle.loads((tmp_path / "plain.pth").read_bytes())
+    assert trace.exists()  # it would have worked
+
+
+def test_weights_of_another_model(tmp_path, weights):
+    first = "mask_decoder.iou_token.weight"
+    others = {
+        "shape": weights | {first: torch.zeros(1, 128)},
+        "lacking": {k: v for k, v in weights.items() if k != first},
+        "more": weights | {"teacher.weight": torch.zeros(1)},
+        "none": {"model": torch.zeros(1)},
+    }
+    for name, state in others.items():
+        save_file(state, tmp_path / f"{name}.safetensors")
+        wanted = "teacher.weight" if name == "more" else "iou_token|Missing"
+        refused(tmp_path / f"{name}.safetensors", f"does not hold the weights of '{SMALL}': .*({wanted})")
+    for i, odd in enumerate(([1, 2], torch.zeros(3), {1: 2}, {first: "text"})):
+        torch.save(odd, tmp_path / f"{i}.pth")
+        refused(tmp_path / f"{i}.pth", "does not hold the weights of")
+
+
+@pytest.mark.parametrize("model", ["vit_x", "", "usam.nowhere:sam", "usam.mini.sam:nothing", "math:pi", ".sam:build"])
+def test_unknown_model(model):
+    with pytest.raises(UserError, match=f"sam.model '{re.escape(model)}': not vit_h, vit_l, vit_b, nor"):
+        sam.build_sam(model)

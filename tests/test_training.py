@@ -1,0 +1,143 @@
+"""Training on made-up bags in which one mask an image carries the class and all others are noise."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from usam.errors import UserError
+from usam.head import MaskClassifier, entropy
+from usam.profiles import DistillationConfig, HeadConfig
+from usam.training import Bags, statistics, train
+
+CLASSES, MASKS, DIM = 3, 8, 24
+HEAD = HeadConfig(widths=(32, 16, 16), a=10, epochs=25, batch_size=16, learning_rate=3e-3)
+SHORT = HeadConfig(widths=(16, 16, 16), epochs=3, batch_size=16)
+
+
+def bags(images: int = 60, seed: int = 0) -> Bags:
+    rng = np.random.default_rng(seed)
+    classes = np.arange(images) % CLASSES
+    tokens = rng.normal(0, 1, (images, MASKS, DIM))
+    tokens[np.arange(images), rng.integers(0, MASKS, images)] += 6 * np.eye(CLASSES, DIM)[classes]
+    return Bags(torch.tensor(tokens, dtype=torch.float16), torch.eye(CLASSES)[classes])
+
+
+def constant_teacher(classes: int, answer: int) -> MaskClassifier:
+    """Says `answer` with certainty, whatever it sees."""
+    teacher = MaskClassifier(classes, torch.zeros(DIM), torch.ones(DIM), (4, 4, 4)).eval().requires_grad_(False)
+    teacher.layers[-1].weight.zero_()
+    teacher.layers[-1].bias.copy_(50 * torch.eye(classes)[answer])
+    return teacher
+
+
+def weights_equal(one: MaskClassifier, other: MaskClassifier) -> bool:
+    a, b = one.state_dict(), other.state_dict()
+    return all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_teacher_finds_the_mask_that_matters():
+    teacher, history = train(bags(), HEAD, seed=0)
+    assert list(history.columns) == ["epoch", "mil", "uncertainty", "bad", "accuracy"]
+    assert history["epoch"].tolist() == list(range(1, 26))
+    assert history["accuracy"].iloc[-1] == 1.0 and history["mil"].iloc[-1] < 0.1 * history["mil"].iloc[0]
+    assert (history[["uncertainty", "bad"]] == 0).all(axis=None)
+    assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
+    fresh = bags(seed=1)
+    scores = teacher(fresh.tokens).max(1).values  # k = 1
+    assert (scores.argmax(1) == fresh.labels.argmax(1)).float().mean() > 0.9  # learnt, not learnt by heart
+
+
+def test_seed_decides_everything():
+    one, history = train(bags(), SHORT, seed=3)
+    torch.rand(7)  # what was drawn before does not matter
+    again, same = train(bags(), SHORT, seed=3)
+    other, _ = train(bags(), SHORT, seed=4)
+    assert weights_equal(one, again) and history.equals(same)
+    assert not weights_equal(one, other)
+
+
+def test_history_counts_every_image_once_and_any_of_its_labels():
+    # 5 images in batches of 2, 2, 1; every class is on every image, so every answer is right: 1 only if the
+    # smaller batch has the smaller weight
+    some = bags(5)
+    everything = Bags(some.tokens, torch.ones_like(some.labels))
+    _, history = train(everything, HeadConfig(widths=(4, 4, 4), epochs=2, batch_size=2), seed=0)
+    np.testing.assert_allclose(history["accuracy"], 1)
+    _, history = train(everything, HeadConfig(widths=(4, 4, 4), epochs=1, batch_size=2), 0, constant_teacher(3, 1),
+                       DistillationConfig(lambda_mil=0, lambda_uncertainty=0))  # fmt: skip
+    assert history["bad"].tolist() == [0.0]
+
+
+def test_statistics_against_numpy():
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(30, [0.01, 1, 5, 0], (7, 9, 4)).astype(np.float32)  # far from 0: squares cancel badly
+    tokens[..., 3] = 2  # a feature that never changes must not divide by zero
+    mean, std = statistics(torch.from_numpy(tokens))
+    flat = tokens.reshape(-1, 4).astype(np.float64)
+    np.testing.assert_allclose(mean, flat.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(std[:3], flat.std(0)[:3], rtol=1e-4)
+    assert std[3] == pytest.approx(1e-4) and mean.dtype == std.dtype == torch.float32
+
+
+def test_trained_head_holds_the_statistics_of_its_images():
+    some = bags()
+    head, _ = train(some, SHORT, seed=0)
+    flat = some.tokens.double().reshape(-1, DIM).numpy()
+    np.testing.assert_allclose(head.mean, flat.mean(0), atol=1e-6)
+    np.testing.assert_allclose(head.std, flat.std(0), rtol=1e-5)
+
+
+def test_student_learns_from_a_real_teacher():
+    teacher, _ = train(bags(), HEAD, seed=0)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    student, history = train(bags(), HEAD, 0, teacher, DistillationConfig())
+    assert list(history.columns) == ["epoch", "mil", "uncertainty", "bad", "accuracy"]
+    # of 8 masks one carries the class: the teacher is unsure or wrong on some of the others, right on that one
+    assert history["bad"].between(0.05, 0.95).all() and history["bad"].nunique() == 1
+    assert (history["uncertainty"] > 0).all() and history["accuracy"].iloc[-1] > 0.95
+    assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
+    assert entropy(student(bags().tokens)).mean() > entropy(teacher(bags().tokens)).mean()
+
+
+def test_teacher_that_is_always_wrong_drives_the_student_to_no_idea():
+    some = bags()
+    labels = torch.cat([some.labels, torch.zeros(len(some.labels), 1)], 1)  # class 3 is on no image
+    wrong = constant_teacher(4, 3)
+    uniform = DistillationConfig(lambda_mil=0, lambda_uncertainty=1)
+    student, history = train(Bags(some.tokens, labels), HEAD, 0, wrong, uniform)
+    assert (history["bad"] == 1).all()
+    assert history["uncertainty"].iloc[-1] == pytest.approx(4 * math.log(4), rel=5e-3)
+    assert entropy(student(some.tokens)).min() > 0.95 * math.log(4)
+
+
+def test_teacher_that_is_always_right_changes_nothing():
+    same = Bags(bags().tokens, torch.eye(CLASSES)[[2] * 60])
+    student, history = train(same, SHORT, 0, constant_teacher(CLASSES, 2), DistillationConfig())
+    alone, _ = train(same, SHORT, 0)
+    assert (history["bad"] == 0).all() and (history["uncertainty"] == 0).all()
+    assert weights_equal(student, alone)
+
+
+def test_bags_keep_the_order_of_images_and_number_classes_by_name():
+    tokens = np.arange(5 * 2 * 3, dtype=np.float16).reshape(5, 2, 3)
+    found = Bags.of(tokens, ["cow", "cat", "dog", "cat", "bird"], ("cat", "cow"))
+    np.testing.assert_array_equal(found.tokens, tokens[[0, 1, 3]])
+    assert found.labels.tolist() == [[0, 1], [1, 0], [1, 0]]
+    assert found.tokens.dtype == torch.float16 and found.labels.dtype == torch.float32
+
+
+def test_bags_name_the_classes_without_images():
+    with pytest.raises(UserError, match=r"no training image of sheep, zebra: run"):
+        Bags.of(np.zeros((1, 2, 3), np.float16), ["cat"], ("zebra", "cat", "sheep"))
+
+
+def test_shuffled_labels_are_the_same_labels_elsewhere():
+    some = bags()
+    mixed = some.shuffled(0)
+    assert torch.equal(mixed.tokens, some.tokens)
+    assert torch.equal(mixed.labels.sum(0), some.labels.sum(0)) and (mixed.labels.sum(1) == 1).all()
+    assert not torch.equal(mixed.labels, some.labels)
+    assert torch.equal(mixed.labels, some.shuffled(0).labels)
+    assert not torch.equal(mixed.labels, some.shuffled(1).labels)
