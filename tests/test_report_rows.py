@@ -45,3 +45,16 @@ def test_first_seed_can_be_chosen():
     assert profiles.load("mini", seed=7).seeds == (7, 0, 1)
     assert profiles.load("mini", seed=2).seeds == (2, 0, 1)
     assert profiles.load("mini", seed=0) == profiles.load("mini")
+
+
+def test_score_table_keeps_the_order_of_the_runs():
+    run = pd.DataFrame(
+        [("voc", "test", "web", "U-SAM", s, m, a) for s, m, a in [(0, 0.10, 0.3), (1, 0.14, 0.3)]]
+        + [("voc", "test", "any", "oracle", 0, 0.5, float("nan"))],
+        columns=["dataset", "split", "source", "method", "seed", "miou", "map50"],
+    )
+    table = report.score_table(run)
+    assert table.to_numpy().tolist() == [
+        ["voc", "test", "web", "U-SAM", "12.00 ± 2.83", "30.00 ± 0.00", 2],
+        ["voc", "test", "any", "oracle", "50.00", "not run", 1],
+    ]

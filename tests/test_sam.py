@@ -87,7 +87,7 @@ def decoder_of(transformer_width: int, downsample: int) -> dict:
 
 
 def random_vit() -> tuple[Sam, SamModel]:
-    """segment-anything's ViT architecture at 128 px with windows that do not divide the grid, and transformers' twin."""
+    """segment-anything's ViT at 128 px, with windows that do not divide the grid, and transformers' twin of it."""
     torch.manual_seed(0)
     encoder = ImageEncoderViT(
         img_size=128, embed_dim=64, depth=2, num_heads=2, out_chans=256, use_rel_pos=True, window_size=3,
@@ -199,8 +199,8 @@ def test_point_grid_by_hand():
     assert grid.dtype == np.float32
     assert grid.tolist() == [[10, 2.5], [30, 2.5], [10, 7.5], [30, 7.5]]
     ten = point_grid((200, 100), 10)
-    assert ten.shape == (100, 2) and ten[0].tolist() == [5, 10] and ten[-1].tolist() == [95, 190]
-    assert ten[1].tolist() == [15, 10]  # x runs first
+    assert ten.shape == (100, 2)
+    np.testing.assert_allclose(ten[[0, 1, 10, 99]], [[5, 10], [15, 10], [5, 30], [95, 190]], rtol=1e-6)  # x runs first
 
 
 def test_many_prompts_in_one_call_equal_one_by_one(trained):
@@ -261,7 +261,7 @@ def test_strips_and_tiny_images(trained, size):
 
 def test_lazy_extractor_loads_nothing_before_the_first_image(tmp_path):
     lazy = LazyExtractor(SamConfig(model=SMALL, checkpoint=str(tmp_path / "none.safetensors")))
-    with pytest.raises(UserError, match="none.safetensors is missing"):
+    with pytest.raises(UserError, match=r"none\.safetensors is missing"):
         lazy(picture(8, 8))
 
 
@@ -308,8 +308,13 @@ def test_to_image_size_agrees_with_segment_anythings_own_way(trained, size):
     theirs = (trained.postprocess_masks(logits, inner, size) > 0)[:, 0].numpy()
     rows, columns = (int(np.ceil(n)) for n in extent)
     ours = to_image_size((logits[:, 0, :rows, :columns] > 0).numpy(), extent, size)
-    iou = (ours & theirs).sum((1, 2)) / (ours | theirs).sum((1, 2))
-    assert iou.min() > 0.97
+
+    def agreement(down: int, right: int) -> float:
+        moved = np.roll(ours, (down, right), (1, 2))
+        return (moved & theirs).sum() / (moved | theirs).sum()
+
+    assert agreement(0, 0) > 0.98  # they resize logits, ours are binary: outlines differ by less than a cell
+    assert max(agreement(*step) for step in ((-1, 0), (1, 0), (0, -1), (0, 1))) < agreement(0, 0)  # no drift
 
 
 # -- checkpoints --------------------------------------------------------------------------------------------------
@@ -356,7 +361,7 @@ def test_truncated_checkpoint(tmp_path, weights, kind, keep):
     refused(path, "cannot be read as weights, it may be cut off")
 
 
-@pytest.mark.parametrize("content", [b"hello", b"\x80\x04.", b"PK\x03\x04 and then nothing", b"\xff" * 5000])
+@pytest.mark.parametrize("content", [b"hello", b"\x80\x02.", b"PK\x03\x04 and then nothing", b"\xff" * 5000])
 @pytest.mark.parametrize("suffix", ["pth", "safetensors"])
 def test_something_else_under_that_name(tmp_path, content, suffix):
     (tmp_path / f"odd.{suffix}").write_bytes(content)
@@ -376,7 +381,7 @@ class Intruder:
 def test_code_in_a_pickle_is_never_run(tmp_path):
     trace = tmp_path / "trace"
     torch.save({"weight": Intruder(trace)}, tmp_path / "zip.pth")
-    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Intruder(trace)))
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Intruder(trace), protocol=2))
     for name in ("zip.pth", "plain.pth"):
         refused(tmp_path / name, "cannot be read as weights")
     assert not trace.exists()

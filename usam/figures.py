@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import cv2
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -81,16 +82,22 @@ def sam_masks(
 
 
 def annotate(axes: Axes, image: np.ndarray, semantic: np.ndarray, class_names: Sequence[str], title: str = "") -> None:
-    """Draw an image with its semantic map (0 background, j + 1 class j, 255 void) and each class's name on its region."""
+    """Draw an image with its semantic map (0 background, j + 1 class j, 255 void), each class's name on its region."""
     colors = class_colors(len(class_names))
     present = [j for j in np.unique(semantic) if j not in (0, 255)]
     masks = [semantic == j for j in present]
     show(axes, overlay(image, masks, colors[[j - 1 for j in present]]) if present else image, title)
     for j, mask in zip(present, masks, strict=True):
-        inside = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
-        y, x = np.unravel_index(inside.argmax(), inside.shape)  # the point farthest from the region's border
+        x, y = middle(mask)
         box = {"facecolor": "black", "alpha": 0.6, "pad": 1, "edgecolor": "none"}
         axes.text(x, y, class_names[j - 1], color="white", fontsize=7, ha="center", va="center", bbox=box, clip_on=True)
+
+
+def middle(mask: np.ndarray) -> tuple[int, int]:
+    """(x, y) of the pixel of a bool mask (H, W) that is farthest from the mask's border: surely inside."""
+    inside = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
+    y, x = np.unravel_index(inside.argmax(), inside.shape)
+    return int(x), int(y)
 
 
 def show(axes: Axes, image: np.ndarray, title: str = "") -> None:
@@ -99,6 +106,13 @@ def show(axes: Axes, image: np.ndarray, title: str = "") -> None:
     axes.set_title(title, fontsize=9)
     axes.set(xticks=[], yticks=[])
     axes.grid(False)
+
+
+def curves(axes: Axes, tables: Sequence[pd.DataFrame], x: str, y: str, color: tuple, label: str) -> None:
+    """Column `y` over column `x`, the same run with several seeds: their mean as a line, their range as a band."""
+    values = pd.concat([table.set_index(x)[y] for table in tables], axis=1)
+    axes.plot(values.index, values.mean(axis=1), color=color, label=label)
+    axes.fill_between(values.index, values.min(axis=1), values.max(axis=1), color=color, alpha=0.2, linewidth=0)
 
 
 def sheet(

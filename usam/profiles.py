@@ -81,6 +81,7 @@ class HeadConfig(_Strict):
         epochs: passes over the images, for the teacher and for the student (the paper names none).
         batch_size: images in a batch.
         learning_rate: of Adam.
+        precision: of the matrix products in training; weights, losses and inference are float32.
     """
 
     widths: tuple[Count, Count, Count] = (512, 256, 128)
@@ -88,6 +89,7 @@ class HeadConfig(_Strict):
     epochs: Count = 30
     batch_size: Count = 64
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    precision: Literal["float32", "bfloat16"] = "float32"
 
 
 class DistillationConfig(_Strict):
@@ -120,7 +122,14 @@ class InferenceConfig(_Strict):
 
 
 class Profile(_Strict):
-    """All of a run. `name` is the file's name; `world` is printed on every figure and table."""
+    """All of a run.
+
+    Attributes:
+        name: of the profile's file, without ".yaml".
+        world: printed on every figure and table.
+        seeds: of the heads; tables show mean and standard deviation over them.
+        sam, sources, datasets, head, distillation, inference: as explained there.
+    """
 
     name: str
     world: str

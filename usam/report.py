@@ -1,16 +1,47 @@
 """Tables of a run, the paper's numbers beside ours."""
 
+import inspect
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
+from pydantic import BaseModel
 
 from usam import paths, runs
 from usam.errors import UserError
 from usam.profiles import Profile
 
 PaperRow = tuple[str, str, float | None, float | None]
+
+
+def settings(profile: Profile) -> pd.DataFrame:
+    """Every setting of a profile with its value and its meaning, which is the docstring's: setting, value, meaning."""
+    return pd.DataFrame(_explained(profile, ""), columns=["setting", "value", "meaning"])
+
+
+def _explained(model: BaseModel, place: str) -> list[tuple[str, str, str]]:
+    meanings, rows = _attributes(type(model)), []
+    for key, value in model:
+        parts = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
+        for name, part in parts.items():
+            if isinstance(part, BaseModel):
+                rows += _explained(part, f"{place}{name}.")
+            else:
+                said = ", ".join(map(str, part)) if isinstance(part, (tuple, list)) else str(part)
+                rows.append((place + name, "–" if part is None else said, meanings[key]))
+    return rows
+
+
+def _attributes(config: type[BaseModel]) -> dict[str, str]:
+    """Meanings of a class's attributes: one entry a line under "Attributes:", its continuation indented deeper."""
+    text = inspect.getdoc(config).partition("Attributes:\n")[2]
+    found: dict[str, str] = {}
+    for entry in re.split(r"\n(?=    \S)", text):
+        names, _, meaning = entry.strip().partition(": ")
+        found |= dict.fromkeys(names.split(", "), " ".join(meaning.split()))
+    return found
 
 
 def runs_file(profile: Profile) -> Path:
@@ -54,6 +85,14 @@ def mean_sd(values: pd.Series) -> str:
     if values.empty:
         return "not run"
     return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
+
+
+def score_table(run: pd.DataFrame) -> pd.DataFrame:
+    """Mean ± standard deviation over the seeds: one row a data set, split, source of training images and method."""
+    rows = []
+    for key, same in run.groupby(["dataset", "split", "source", "method"], sort=False):
+        rows.append((*key, mean_sd(same["miou"]), mean_sd(same["map50"]), len(same)))
+    return pd.DataFrame(rows, columns=["data set", "split", "training images", "method", "mIoU", "mAP50", "seeds"])
 
 
 def beside_paper(rows: Sequence[PaperRow], run: pd.DataFrame) -> pd.DataFrame:

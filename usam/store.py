@@ -23,12 +23,13 @@ SHARD = 64
 
 
 class EmbeddingStore(Sequence[MaskEmbeddings]):
-    """Read access to a finished store; `store[i]` are the embeddings of image `store.ids[i]`."""
+    """Read access to a finished store in `folder`; `store[i]` are the embeddings of image `store.ids[i]`."""
 
     def __init__(self, folder: Path):
         shards = sorted(p for p in folder.glob("[0-9]" * 5) if p.is_dir())
         if not shards:
             raise UserError(f"no embeddings in {folder}: run notebook 02_embeddings first")
+        self.folder = folder
         self._tokens = [np.load(s / "tokens.npy", mmap_mode="r") for s in shards]
         self._iou = np.concatenate([np.load(s / "iou.npy") for s in shards])
         self._entries = [entry for s in shards for entry in json.loads((s / "masks.json").read_text())]

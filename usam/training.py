@@ -77,7 +77,8 @@ def train(
     Args:
         bags: the training images.
         head, distillation: the settings; `distillation` goes with `teacher`.
-        seed: of the initial weights and of the order of images.
+        seed: of the initial weights and of the order of images. A student with its teacher's seed starts where the
+            teacher started, so that the two differ by the loss alone.
         teacher: frozen, in eval mode.
         device: where to train.
         label: text before the progress bar.
@@ -114,15 +115,17 @@ def _loss(
     distillation: DistillationConfig | None,
 ) -> tuple[Tensor, tuple[float, float, float, float]]:
     """The objective on one batch, and (mil, uncertainty, bad share, accuracy) of it."""
-    logits = model(tokens)  # (B, d, C)
+    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=head.precision == "bfloat16"):
+        logits = model(tokens).float()  # (B, d, C)
+        with torch.no_grad():
+            opinion = teacher(tokens).float() if teacher is not None else None
     mil = mil_loss(logits, labels, head.a)
     with torch.no_grad():
         right = labels.gather(1, bag_scores(logits, head.a).argmax(1, keepdim=True)).mean()
     if teacher is None:
         return mil, (mil.item(), 0.0, 0.0, right.item())
     threshold = distillation.entropy_threshold * math.log(labels.shape[1])
-    with torch.no_grad():
-        bad = bad_masks(teacher(tokens), labels, threshold)
+    bad = bad_masks(opinion, labels, threshold)
     uncertainty = uncertainty_loss(logits, bad, distillation.reduction)
     loss = distillation.lambda_mil * mil + distillation.lambda_uncertainty * uncertainty
     return loss, (mil.item(), uncertainty.item(), bad.float().mean().item(), right.item())

@@ -151,8 +151,8 @@ def _noise_field(size: tuple[int, int], cells: int, rng: np.random.Generator) ->
 def _gradient(size: tuple[int, int], start: np.ndarray, end: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Colours from `start` to `end` along a random direction: (H, W, 3) float32 in [0, 1]."""
     angle = rng.uniform(0, 2 * np.pi)
-    y, x = np.mgrid[0 : 1 : size[0] * 1j, 0 : 1 : size[1] * 1j].astype(np.float32)
-    t = np.clip((x - 0.5) * np.cos(angle) + (y - 0.5) * np.sin(angle) + 0.5, 0, 1).astype(np.float32)
+    y, x = (np.linspace(-0.5, 0.5, n, dtype=np.float32) for n in size)
+    t = np.clip(x[None] * np.float32(np.cos(angle)) + (y * np.float32(np.sin(angle)))[:, None] + 0.5, 0, 1)  # (H, W)
     return start + t[..., None] * (end - start)
 
 
@@ -183,7 +183,7 @@ def _backdrop(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
 def _pattern(size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
     """Stripes, checks, bokeh or a plain gradient in any two colours: what stands behind things on the web."""
     one, two = _color(rng, (0.1, 0.9), (0.3, 1.0)), _color(rng, (0.1, 0.9), (0.3, 1.0))
-    y, x = np.mgrid[: size[0], : size[1]].astype(np.float32)
+    y, x = np.ogrid[: size[0], : size[1]]  # (H, 1), (1, W)
     angle, period = rng.uniform(0, np.pi), rng.uniform(0.06, 0.3) * max(size)
     wave = np.sin(2 * np.pi * (x * np.cos(angle) + y * np.sin(angle)) / period)
     other = np.sin(2 * np.pi * (y * np.cos(angle) - x * np.sin(angle)) / period)

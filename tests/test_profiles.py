@@ -1,0 +1,143 @@
+"""Profiles: those that ship load, and every kind of mistake names the file and the key."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from usam import paths, profiles
+from usam.errors import UserError
+
+SMOKE = yaml.safe_load((paths.PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
+
+
+def write(folder: Path, text: str | bytes) -> None:
+    (folder / "mine.yaml").write_bytes(text.encode() if isinstance(text, str) else text)
+
+
+def changed(where: str, value: object) -> str:
+    """The smoke profile with the key at a dotted path set, or removed with `...`."""
+    content = yaml.safe_load(yaml.safe_dump(SMOKE))
+    *parents, last = where.split(".")
+    inner = content
+    for key in parents:
+        inner = inner[key]
+    if value is ...:
+        del inner[last]
+    else:
+        inner[last] = value
+    return yaml.safe_dump(content)
+
+
+def message(folder: Path) -> str:
+    with pytest.raises(UserError) as error:
+        profiles.load("mine", folder)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("name", ["smoke", "mini"])
+def test_shipped_profiles_load(name):
+    profile = profiles.load(name)
+    assert profile.name == name and name in profiles.names()
+    assert profile.sam.points_per_side == 10 and set(profile.datasets) == {"voc", "coco"}
+    assert profile.head.widths == (512, 256, 128) and profile.head.a == 10 and profile.head.learning_rate == 1e-3
+    assert profile.distillation.entropy_threshold > 0 and profile.distillation.lambda_uncertainty == 0.15
+    assert paths.resolve(profile.sam.checkpoint).parent.is_dir()
+    with pytest.raises(ValidationError, match="frozen"):
+        profile.name = "other"
+
+
+def test_values_of_the_file_are_taken(tmp_path):
+    write(tmp_path, changed("head.a", 2.5))
+    assert profiles.load("mine", tmp_path).head.a == 2.5
+    write(tmp_path, changed("seeds", [4, 5, 6, 7]))
+    profile = profiles.load("mine", tmp_path)
+    assert profile.seeds == (4, 5, 6, 7) and profile.name == "mine" and profile.head.epochs == SMOKE["head"]["epochs"]
+
+
+@pytest.mark.parametrize(
+    "where",
+    ["sed", "sam.modell", "head.epoch", "distillation.tau", "inference.nms", "sources.web.count", "datasets.voc.path"],
+)
+def test_unknown_key_is_named(tmp_path, where):
+    content = SMOKE | {part: SMOKE.get(part, {}) for part in ("distillation", "inference")}
+    *parents, last = where.split(".")
+    content = yaml.safe_load(yaml.safe_dump(content))
+    inner = content
+    for key in parents:
+        inner = inner[key]
+    inner[last] = 1
+    write(tmp_path, yaml.safe_dump(content))
+    assert message(tmp_path) == f"profiles/mine.yaml: {where}: unknown key (a typing error?)"
+
+
+@pytest.mark.parametrize(
+    "where, value",
+    [
+        ("head.epochs", "many"),
+        ("head.epochs", 2.5),
+        ("head.epochs", True),
+        ("head.epochs", 0),
+        ("head.a", 0.5),  # more masks than there are
+        ("head.learning_rate", "1e-3"),  # what YAML makes of 1e-3 without a dot
+        ("sam.points_per_side", None),
+        ("sam.precision", "double"),
+        ("sam.mask_choice", "first"),
+        ("sam", "vit_h"),
+        ("seeds", []),
+        ("seeds", 0),
+        ("world", ["a"]),
+        ("datasets.voc.format", "pascal"),
+        ("datasets.voc.classes", "dog"),
+        ("sources.web.per_class", -1),
+    ],
+)
+def test_wrong_value_is_named_with_its_key(tmp_path, where, value):
+    write(tmp_path, changed(where, value))
+    said = message(tmp_path)
+    assert said.startswith(f"profiles/mine.yaml: {where}: ") and f"found {value!r}" in said
+
+
+@pytest.mark.parametrize(
+    "where", ["world", "sam", "sam.model", "sam.checkpoint", "datasets.coco.root", "sources.web.maker"]
+)
+def test_missing_key_is_named(tmp_path, where):
+    write(tmp_path, changed(where, ...))
+    assert message(tmp_path).startswith(f"profiles/mine.yaml: {where}: Field required")
+
+
+def test_all_mistakes_are_said_at_once(tmp_path):
+    content = SMOKE | {"head": {"epochs": "many", "size": 3}, "seeds": "none"}
+    write(tmp_path, yaml.safe_dump(content))
+    assert all(key in message(tmp_path) for key in ("head.epochs", "head.size", "seeds"))
+
+
+def test_source_or_data_set_that_nobody_reads(tmp_path):
+    write(tmp_path, changed("datasets.imagenet", SMOKE["datasets"]["voc"]))
+    assert "datasets.imagenet" in message(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["a: [1, 2", "a: b: c", "\t- x", b"\xff\xfe\x00w"])
+def test_not_yaml(tmp_path, text):
+    write(tmp_path, text)
+    assert message(tmp_path).startswith("profiles/mine.yaml is not valid YAML: ")
+
+
+@pytest.mark.parametrize(
+    "text, kind", [("", "NoneType"), ("# only a comment\n", "NoneType"), ("- a\n- b\n", "list"), ("mini", "str")]
+)
+def test_not_a_table(tmp_path, text, kind):
+    write(tmp_path, text)
+    assert message(tmp_path) == f"profiles/mine.yaml: expected 'key: value' lines, found {kind}"
+
+
+def test_date_is_no_number(tmp_path):
+    write(tmp_path, changed("head.epochs", "2024-01-01").replace("'2024-01-01'", "2024-01-01"))
+    assert "head.epochs" in message(tmp_path)
+
+
+def test_unknown_profile_names_those_there_are():
+    with pytest.raises(UserError, match=r"no profile 'nope': choose one of .*mini.*smoke"):
+        profiles.load("nope")

@@ -1,0 +1,202 @@
+"""The store of embeddings: what goes in comes out, and what was finished before a crash is never taken again."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from usam import paths, store
+from usam.errors import UserError
+from usam.sam import MaskEmbeddings, decode, encode
+from usam.store import SHARD, EmbeddingStore, build
+
+COUNT = 130  # two full shards of 64 and one of 2
+
+
+def embedding(k: int) -> MaskEmbeddings:
+    """What the make-believe SAM says about image k: three masks, everything depends on k."""
+    rng = np.random.default_rng(k)
+    tokens, masks = rng.normal(0, 1, (3, 4, 256)).astype(np.float16), rng.random((3, 6, 8)) < 0.4
+    return MaskEmbeddings(tokens, encode(masks), rng.random(3).astype(np.float32), (12 + k, 16), (6.0, 8 - k / 256))
+
+
+class Counting:
+    """An extractor that keeps count and can fail at one image; images are arrays that hold their number."""
+
+    def __init__(self, fails_at: int | None = None):
+        self.seen: list[int] = []
+        self.fails_at = fails_at
+
+    def __call__(self, image: np.ndarray) -> MaskEmbeddings:
+        k = int(image[0, 0, 0])
+        if k == self.fails_at:
+            raise KeyboardInterrupt
+        self.seen.append(k)
+        return embedding(k)
+
+
+def load(name: str) -> np.ndarray:
+    return np.full((2, 2, 3), int(name.removeprefix("image ")), np.uint8)
+
+
+IDS = [f"image {k}" for k in range(COUNT)]
+
+
+def assert_holds(found: EmbeddingStore, numbers: list[int]) -> None:
+    assert len(found) == len(numbers)
+    for got, k in zip(found, numbers, strict=True):
+        wanted = embedding(k)
+        np.testing.assert_array_equal(got.tokens, wanted.tokens)
+        np.testing.assert_array_equal(got.iou, wanted.iou)
+        np.testing.assert_array_equal(decode(got.masks), decode(wanted.masks))
+        assert got.masks == wanted.masks
+        assert (got.image_size, got.extent) == (wanted.image_size, wanted.extent)
+
+
+def test_build_then_open_again(tmp_path):
+    extract = Counting()
+    built = build(tmp_path / "s", IDS, load, extract)
+    assert extract.seen == list(range(COUNT)) and SHARD == 64
+    for found in (built, EmbeddingStore(tmp_path / "s")):
+        assert found.ids == IDS
+        assert_holds(found, list(range(COUNT)))
+        assert found.tokens.shape == (COUNT, 3, 1024) and found.tokens.dtype == np.float16
+        np.testing.assert_array_equal(found.tokens[70], embedding(70).tokens.reshape(3, 1024))
+        np.testing.assert_array_equal(found[-1].tokens, embedding(COUNT - 1).tokens)
+        with pytest.raises(IndexError):
+            found[COUNT]
+    again = Counting()
+    build(tmp_path / "s", IDS, load, again)
+    assert again.seen == []
+
+
+def test_ids_may_be_numbers(tmp_path):
+    found = build(tmp_path / "s", [7, 3], lambda i: np.full((1, 1, 3), i, np.uint8), Counting())
+    assert found.ids == [7, 3]
+    assert_holds(found, [7, 3])
+    again = Counting()
+    build(tmp_path / "s", [7, 3], lambda i: np.full((1, 1, 3), i, np.uint8), again)
+    assert again.seen == []
+
+
+def test_tokens_stay_on_disk(tmp_path):
+    found = build(tmp_path / "s", IDS, load, Counting())
+    tokens = found[100].tokens
+    owner = tokens
+    while isinstance(owner.base, np.ndarray):
+        owner = owner.base
+    assert isinstance(owner, np.memmap) and not tokens.flags.owndata and not tokens.flags.writeable
+
+
+def test_goes_on_after_a_crash(tmp_path):
+    folder, broken = tmp_path / "s", Counting(fails_at=70)
+    with pytest.raises(KeyboardInterrupt):
+        build(folder, IDS, load, broken)
+    assert [p.name for p in folder.iterdir()] == ["00000"]
+    extract = Counting()
+    assert_holds(build(folder, IDS, load, extract), list(range(COUNT)))
+    assert extract.seen == list(range(64, COUNT))
+
+
+def test_goes_on_after_kill_9(tmp_path):
+    folder = tmp_path / "a store"
+    script = (
+        "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_store as t\n"
+        "def slow(image):\n"
+        "    time.sleep(0.05 if image[0, 0, 0] >= 64 else 0)\n"
+        "    return t.embedding(int(image[0, 0, 0]))\n"
+        "t.build(Path(sys.argv[1]), t.IDS, t.load, slow)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
+    command = [sys.executable, "-c", script, str(folder), str(Path(__file__).parent)]
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "00000").is_dir():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL  # it was still at work
+    assert not (folder / "00002").exists()
+    extract = Counting()
+    assert_holds(build(folder, IDS, load, extract), list(range(COUNT)))
+    assert extract.seen == list(range(64, COUNT))
+
+
+def test_half_written_shard_does_not_count(tmp_path):
+    folder = tmp_path / "s"
+    left_over = folder / "00001.part"
+    left_over.mkdir(parents=True)
+    (left_over / "tokens.npy").write_bytes(b"half")
+    extract = Counting()
+    assert_holds(build(folder, IDS, load, extract), list(range(COUNT)))
+    assert len(extract.seen) == COUNT and not left_over.exists()
+
+
+@pytest.mark.parametrize("name", ["tokens.npy", "iou.npy", "masks.json"])
+@pytest.mark.parametrize("keep", [0, 40, 0.9, None])
+def test_damaged_shard_is_made_again(tmp_path, name, keep):
+    folder = tmp_path / "s"
+    build(folder, IDS, load, Counting())
+    file = folder / "00001" / name
+    content = file.read_bytes()
+    file.unlink()
+    if keep is not None:
+        file.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
+    extract = Counting()
+    assert_holds(build(folder, IDS, load, extract), list(range(COUNT)))
+    assert extract.seen == list(range(64, 128))
+
+
+def test_shard_of_other_images_is_made_again(tmp_path):
+    folder = tmp_path / "s"
+    build(folder, IDS, load, Counting())
+    others = [*IDS[:100], "image 200", *IDS[101:]]
+    extract = Counting()
+    found = build(folder, others, load, extract)
+    assert extract.seen == [*range(64, 100), 200, *range(101, 128)] and found.ids == others
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), OSError("1024 requested and 512 written")])
+def test_full_disk_keeps_what_is_finished(tmp_path, monkeypatch, error):
+    folder, save, calls = tmp_path / "s", np.save, []
+
+    def limited(file: Path, array: np.ndarray) -> None:
+        calls.append(file)
+        if len(calls) > 3:  # two files a shard: the second shard's second file does not fit
+            raise error
+        save(file, array)
+
+    monkeypatch.setattr(store.np, "save", limited)
+    reason = error.strerror or str(error)
+    with pytest.raises(UserError, match=f"cannot write embeddings to .*00001: {reason}; free some disk space"):
+        build(folder, IDS, load, Counting())
+    monkeypatch.undo()
+    assert [p.name for p in folder.iterdir()] == ["00000"]
+    extract = Counting()
+    assert_holds(build(folder, IDS, load, extract), list(range(COUNT)))
+    assert extract.seen == list(range(64, COUNT))
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(UserError, match="run notebook 02_embeddings first"):
+        EmbeddingStore(tmp_path)
+
+
+def test_image_that_cannot_be_read_keeps_what_is_finished(tmp_path):
+    def careful(name: str) -> np.ndarray:
+        if name == "image 129":
+            raise UserError("image 129 cannot be read")
+        return load(name)
+
+    with pytest.raises(UserError, match="image 129"):
+        build(tmp_path / "s", IDS, careful, Counting())
+    assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["00000", "00001"]
+    assert len(json.loads((tmp_path / "s" / "00001" / "masks.json").read_text())) == 64
