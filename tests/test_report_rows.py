@@ -58,3 +58,15 @@ def test_score_table_keeps_the_order_of_the_runs():
         ["voc", "test", "web", "U-SAM", "12.00 ± 2.83", "30.00 ± 0.00", 2],
         ["voc", "test", "any", "oracle", "50.00", "not run", 1],
     ]
+
+
+def test_require_names_the_first_row_that_is_missing(smoke):
+    splits = {w: config.split for w, config in smoke.datasets.items()}
+    rows = [(w, splits[w], s, "U-SAM", k) for w in splits for s in smoke.sources for k in smoke.seeds]
+    run = pd.DataFrame(rows, columns=["dataset", "split", "source", "method", "seed"])
+    report.require(run, smoke, "U-SAM", "04_evaluate")
+    with pytest.raises(UserError, match=r"lacks 8 rows of SAM\+CLIP.*05_sam_clip"):
+        report.require(run, smoke, "SAM+CLIP", "05_sam_clip")
+    run.loc[3, "split"] = "val"  # the fourth: voc, web, seed 1
+    with pytest.raises(UserError, match="lacks 1 rows of U-SAM, first voc, web images, seed 1"):
+        report.require(run, smoke, "U-SAM", "04_evaluate")

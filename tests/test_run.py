@@ -98,6 +98,15 @@ def test_executes_then_reuses_then_executes_what_changed(house, capsys):
     assert not any(run.is_valid(job, data) for job in plan(house, seed=3))
 
 
+def test_progress_bars_leave_their_last_state_only(house):
+    bar = "import sys\nfor k in range(30):\n    print(f'\\r{k} of 29', end='', file=sys.stderr, flush=True)\n"
+    write(house, "00_a", bar + "    if k % 10 == 0: print('line', k, flush=True)")
+    job = plan(house)[0]
+    run.execute(job, house, house / "data")
+    outputs = sorted((o.name, o.text.strip()) for cell in run.read(job.output).cells for o in cell.get("outputs", []))
+    assert outputs == [("stderr", "29 of 29"), ("stdout", "line 0\nline 10\nline 20")]
+
+
 def test_failing_cell_leaves_no_finished_notebook(house, monkeypatch, capsys):
     write(house, "00_a", "from usam.errors import UserError", "raise UserError('no images: run 01')")
     monkeypatch.setattr(paths, "NOTEBOOKS", house / "notebooks")

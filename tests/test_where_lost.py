@@ -8,6 +8,7 @@ from usam import sam
 from usam.datasets import Example, Instance
 from usam.evaluation import where_lost
 from usam.head import MaskClassifier
+from usam.inference import mask_iou
 from usam.profiles import InferenceConfig
 from usam.sam import MaskEmbeddings
 
@@ -53,8 +54,8 @@ def test_each_share_by_hand():
     corner[7, 7] = True  # a dog too small for any mask
     semantic = cat * 1 + dog * 2 + rest * 1
     one = scene(semantic, [(0, cat, False), (1, dog, False), (0, rest, False), (1, corner, False), (1, ~cat, True)])
-    share = where_lost(
-        Pictures([one]), [found([sure, sure, unsure, sure])], head(), InferenceConfig(score_threshold=0.7)
+    [share] = where_lost(
+        Pictures([one]), [found([sure, sure, unsure, sure])], [head()], InferenceConfig(score_threshold=0.7)
     )
     assert share == pytest.approx(
         {
@@ -68,7 +69,7 @@ def test_each_share_by_hand():
 
 def test_void_is_neither_and_nothing_asked_is_nan():
     void = np.full((SIDE, SIDE), 255)
-    share = where_lost(Pictures([scene(void, [])]), [found([(9.0, 0.0)] * 4)], head(), InferenceConfig())
+    [share] = where_lost(Pictures([scene(void, [])]), [found([(9.0, 0.0)] * 4)], [head()], InferenceConfig())
     assert all(np.isnan(v) for v in share.values())
 
 
@@ -76,6 +77,23 @@ def test_counts_add_up_over_images():
     cat = scene(np.ones((SIDE, SIDE)), [(0, np.ones((SIDE, SIDE), bool), False)])
     empty = scene(np.zeros((SIDE, SIDE)), [])
     right, wrong = found([(9.0, 0.0)] * 4), found([(0.0, 9.0)] * 3 + [(0.0, 0.0)])
-    share = where_lost(Pictures([cat, cat, empty]), [right, wrong, wrong], head(), InferenceConfig(score_threshold=0.7))
+    [share] = where_lost(
+        Pictures([cat, cat, empty]), [right, wrong, wrong], [head()], InferenceConfig(score_threshold=0.7)
+    )
     # 4 right of 8 - the tie of the last point goes to class 0, a cat: 5 of 8, of which 4 are sure
     assert share == pytest.approx({"masks": 0.0, "tokens": 5 / 8, "threshold": 4 / 5, "background": 1 / 4})
+
+
+def test_each_head_has_its_own_shares():
+    cat = scene(np.ones((SIDE, SIDE)), [(0, quarter(0, 0), False)])
+    dog_lover = head()
+    dog_lover.layers[-1].bias.data[1] = 99
+    one, other = where_lost(Pictures([cat]), [found([(9.0, 0.0)] * 4)], [head(), dog_lover], InferenceConfig())
+    assert (one["tokens"], other["tokens"]) == (1, 0) and one["masks"] == other["masks"] == 1
+
+
+def test_iou_between_two_sets_is_a_block_of_the_whole():
+    masks = np.random.default_rng(0).random((7, 9, 5)) > 0.6
+    masks[2] = masks[5] = False
+    np.testing.assert_array_equal(mask_iou(masks[:4], masks[4:]), mask_iou(masks)[:4, 4:])
+    assert mask_iou(masks[:4], masks[:0]).shape == (4, 0)

@@ -12,7 +12,7 @@ from usam.datasets import VOID, CocoDataset, VocDataset
 from usam.errors import UserError
 from usam.mini import data, world
 from usam.mini.data import drawing_of, voc_palette, write_coco, write_voc
-from usam.mini.shapes import Part, bounds, ellipse
+from usam.mini.shapes import Part, bounds
 from usam.mini.splits import SPLITS, rng_of
 from usam.mini.world import DRAWINGS, SCENE_SIZES, Picture, draw, scene, studio, web
 
@@ -89,7 +89,6 @@ def test_scene(seed):
     assert picture.image.shape[:2] in SCENE_SIZES
     assert_consistent(picture, picture.image.shape[:2])
     assert sorted(n for n in picture.names if n) == sorted(names) and picture.names.count(None) <= 4
-    assert picture.image.std() > 5
 
 
 def test_same_generator_same_picture_other_generator_other_picture():
@@ -106,7 +105,7 @@ def test_same_generator_same_picture_other_generator_other_picture():
 
 def test_scene_sizes_have_both_orientations_and_all_occur():
     assert {np.sign(h - w) for h, w in SCENE_SIZES} == {-1, 0, 1}
-    seen = {scene([], np.random.default_rng(seed)).image.shape[:2] for seed in range(20)}
+    seen = {scene([], np.random.default_rng(seed)).image.shape[:2] for seed in range(40)}
     assert seen == set(SCENE_SIZES)
     assert scene([], np.random.default_rng(0), size=(64, 80)).image.shape == (64, 80, 3)
 
@@ -126,7 +125,7 @@ def test_studio_shows_one_whole_object_in_the_middle(name):
 
 
 def test_web_comes_in_three_sizes():
-    pictures = [web("car", np.random.default_rng(seed)) for seed in range(10)]
+    pictures = [web("car", np.random.default_rng(seed)) for seed in range(20)]
     assert {p.image.shape[:2] for p in pictures} == {(192, 192), (160, 224), (224, 160)}
     for picture in pictures:
         assert_consistent(picture, picture.image.shape[:2])
@@ -299,10 +298,3 @@ def test_writing_again_replaces_a_leftover_half(tmp_path):
     (half / "junk").touch()
     write_voc(tmp_path / "set", {"test": 1}, ["cat"])
     assert not half.exists() and not (tmp_path / "set" / "junk").exists()
-
-
-def test_ellipse_has_the_area_of_an_ellipse():
-    (contour,) = ellipse(0.2, -0.1, 0.5, 0.25, degrees=30)
-    x, y = contour.T.astype(float)
-    area = abs(np.dot(x, np.roll(y, 1)) - np.dot(y, np.roll(x, 1))) / 2
-    assert area == pytest.approx(np.pi * 0.5 * 0.25, rel=0.01)  # 32 corners

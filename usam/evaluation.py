@@ -1,7 +1,7 @@
 """Scores of a run on a data set (paper 4), and oracles that show where the rest is lost."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -70,8 +70,7 @@ def _overlap(example: Example, embeddings: MaskEmbeddings) -> tuple[np.ndarray, 
     """Our masks (d, H, W), true masks (n, H, W), true labels (n,), and IoU (d, n) between the two."""
     ours = sam.to_image_size(sam.decode(embeddings.masks), embeddings.extent, embeddings.image_size)
     true, labels = truth_masks(example)
-    both = mask_iou(np.concatenate([ours, true]))
-    return ours, true, labels, both[: len(ours), len(ours) :]
+    return ours, true, labels, mask_iou(ours, true)
 
 
 def oracle_labels(config: InferenceConfig) -> Annotate:
@@ -105,33 +104,36 @@ def oracle_masks(head: MaskClassifier) -> Annotate:
 
 
 def where_lost(
-    dataset: Dataset, store: EmbeddingStore, head: MaskClassifier, config: InferenceConfig, label: str = "where lost"
-) -> dict[str, float]:
+    dataset: Dataset, store: EmbeddingStore, heads: Sequence[MaskClassifier], config: InferenceConfig
+) -> list[dict[str, float]]:
     """How much each step of the way to a labelled mask keeps, as shares in [0, 1]; NaN where nothing was asked.
 
     Returns:
+        For each of `heads`,
         masks: of the true instances, those that some mask of ours covers at IoU >= 0.5.
         tokens: of the grid points on a class, those whose mask the head gives that class.
         threshold: of these right ones, those whose score reaches the threshold.
         background: of the grid points on background, those whose mask stays below the threshold, as it should.
     """
-    counts = np.zeros((4, 2), int)  # rows as above: kept, asked
-    for i in tqdm(range(len(dataset)), desc=label, unit="image", leave=False):
-        counts += _kept(dataset[i], store[i], head, config)
-    kept, asked = counts.T
-    shares = np.where(asked > 0, kept / np.maximum(asked, 1), np.nan)
-    return dict(zip(("masks", "tokens", "threshold", "background"), shares.tolist(), strict=True))
+    counts = np.zeros((len(heads), 4, 2), int)  # steps as above: kept, asked
+    for i in tqdm(range(len(dataset)), desc="where it is lost", unit="image", leave=False):
+        example, found = dataset[i], store[i]
+        *_, iou = _overlap(example, found)  # (d, n)
+        covered = iou.max(0) >= 0.5  # (n,)
+        for n, head in enumerate(heads):
+            counts[n] += [(covered.sum(), len(covered)), *_points_kept(example, found, head, config)]
+    shares = np.where(counts[..., 1] > 0, counts[..., 0] / np.maximum(counts[..., 1], 1), np.nan)
+    return [dict(zip(("masks", "tokens", "threshold", "background"), row, strict=True)) for row in shares.tolist()]
 
 
-def _kept(example: Example, embeddings: MaskEmbeddings, head: MaskClassifier, config: InferenceConfig) -> np.ndarray:
-    """(4, 2) counts of one image for `where_lost`."""
-    *_, iou = _overlap(example, embeddings)  # (d, n)
+def _points_kept(
+    example: Example, embeddings: MaskEmbeddings, head: MaskClassifier, config: InferenceConfig
+) -> list[tuple[int, int]]:
+    """Counts of one image's grid points for `where_lost`: (kept, asked) of tokens, threshold and background."""
     probability = probabilities(head, embeddings.tokens)  # (d, C)
     x, y = sam.point_grid(embeddings.image_size, math.isqrt(len(probability))).astype(int).T
     truth = example.semantic[y, x]  # (d,), the class under each point
     off, on = truth == 0, (truth != 0) & (truth != VOID)
     right = on & (probability.argmax(1) + 1 == truth)
     sure = probability.max(1) >= config.score_threshold
-    covered = iou.max(0) >= 0.5  # (n,)
-    pairs = (covered, covered | True), (right, on), (sure & right, right), (off & ~sure, off)
-    return np.array([(kept.sum(), asked.sum()) for kept, asked in pairs])
+    return [(k.sum(), asked.sum()) for k, asked in ((right, on), (sure & right, right), (off & ~sure, off))]

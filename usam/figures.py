@@ -9,6 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from usam import paths, runs, sam
 from usam.profiles import Profile
@@ -90,7 +91,8 @@ def annotate(axes: Axes, image: np.ndarray, semantic: np.ndarray, class_names: S
     for j, mask in zip(present, masks, strict=True):
         x, y = middle(mask)
         box = {"facecolor": "black", "alpha": 0.6, "pad": 1, "edgecolor": "none"}
-        axes.text(x, y, class_names[j - 1], color="white", fontsize=7, ha="center", va="center", bbox=box, clip_on=True)
+        side = ("left", "center", "right")[int(np.digitize(x / mask.shape[1], (0.15, 0.85)))]  # names stay on the image
+        axes.text(x, y, class_names[j - 1], color="white", fontsize=7, ha=side, va="center", bbox=box, clip_on=True)
 
 
 def middle(mask: np.ndarray) -> tuple[int, int]:
@@ -108,11 +110,24 @@ def show(axes: Axes, image: np.ndarray, title: str = "") -> None:
     axes.grid(False)
 
 
+def row_size(image: np.ndarray, columns: int, width: float = 12.5) -> tuple[float, float]:
+    """(width, height) in inches of a figure that shows `columns` pictures of this image's shape in one row."""
+    return width, width / columns * image.shape[0] / image.shape[1] + 0.5
+
+
 def curves(axes: Axes, tables: Sequence[pd.DataFrame], x: str, y: str, color: tuple, label: str) -> None:
     """Column `y` over column `x`, the same run with several seeds: their mean as a line, their range as a band."""
     values = pd.concat([table.set_index(x)[y] for table in tables], axis=1)
     axes.plot(values.index, values.mean(axis=1), color=color, label=label)
     axes.fill_between(values.index, values.min(axis=1), values.max(axis=1), color=color, alpha=0.2, linewidth=0)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=pd.api.types.is_integer_dtype(values.index)))
+
+
+def legend_above(figure: Figure, axes: Axes, columns: int = 5) -> None:
+    """One legend for all panels, above them, where it hides no data; entries are those of `axes`. Call it last."""
+    figure.tight_layout()
+    handles = axes.get_legend_handles_labels()
+    figure.legend(*handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False)
 
 
 def sheet(

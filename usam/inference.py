@@ -47,12 +47,12 @@ def probabilities(head: MaskClassifier, tokens: np.ndarray) -> np.ndarray:
     return head(flat.to(head.mean.device)).softmax(-1).cpu().numpy()
 
 
-def mask_iou(masks: np.ndarray) -> np.ndarray:
-    """IoU of every pair of bool masks (n, h, w): (n, n) float32; two empty masks have IoU 0."""
-    flat = masks.reshape(len(masks), math.prod(masks.shape[1:])).astype(np.float32)
-    overlap = flat @ flat.T
-    area = flat.sum(1)
-    return overlap / np.maximum(area[:, None] + area[None] - overlap, 1)
+def mask_iou(masks: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
+    """IoU of bool masks (n, h, w) and (m, h, w), by default with each other: (n, m) float32, 0 where both are empty."""
+    one = masks.reshape(len(masks), math.prod(masks.shape[1:])).astype(np.float32)
+    other = one if others is None else others.reshape(len(others), one.shape[1]).astype(np.float32)
+    overlap = one @ other.T
+    return overlap / np.maximum(one.sum(1)[:, None] + other.sum(1) - overlap, 1)
 
 
 def nms(iou: np.ndarray, scores: np.ndarray, labels: np.ndarray, limit: float, per_class: bool) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Tables of a run, the paper's numbers beside ours."""
 
 import inspect
+import itertools
 import json
 import re
 from collections.abc import Sequence
@@ -72,6 +73,24 @@ def current_runs(profile: Profile) -> pd.DataFrame:
     if rows.empty:
         raise UserError(f"{runs_file(profile)} has no run of this profile: run notebook 04_evaluate first")
     return rows
+
+
+def require(run: pd.DataFrame, profile: Profile, method: str, notebook: str) -> None:
+    """Check that `method` was scored on the test split of each data set, with each source and seed of the profile.
+
+    Raises:
+        UserError: a row is missing; the message names `notebook`, which makes it.
+    """
+    rows = run[run["method"] == method]
+    there = set(rows[["dataset", "split", "source", "seed"]].itertuples(index=False, name=None))
+    wanted = itertools.product(profile.datasets.items(), profile.sources, profile.seeds)
+    missing = [(w, s, k) for (w, config), s, k in wanted if (w, config.split, s, k) not in there]
+    if missing:
+        which, source, seed = missing[0]
+        raise UserError(
+            f"{runs_file(profile)} lacks {len(missing)} rows of {method}, first {which}, {source} images, seed {seed}: "
+            f"run notebook {notebook} first"
+        )
 
 
 def difference(one: pd.DataFrame, other: pd.DataFrame, score: str) -> pd.Series:

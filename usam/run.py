@@ -153,6 +153,7 @@ def execute(job: Job, root: Path, data: Path) -> None:
             kernel_name="python3",
             cwd=root,
             progress_bar={"desc": job.notebook.stem},
+            coalesce_streams=True,  # of a progress bar only the last state is kept, not hundreds of lines
             start_timeout=600,  # seconds; a busy machine can need more than papermill's 60
             config=Config(KernelManager={"transport_encryption": "auto"}),  # else each kernel warns that it is not
         )

@@ -1,7 +1,6 @@
 """The rooms of a run, one after the other. Each stage keeps what it made under a key of all its inputs, says whether
 it was made or reused, and makes only what is missing: images -> embeddings -> heads."""
 
-import functools
 import json
 import shutil
 from dataclasses import dataclass
@@ -18,9 +17,13 @@ from usam.head import MaskClassifier
 from usam.profiles import Profile
 from usam.store import EmbeddingStore
 
+_said: set[Path] = set()  # once is enough: a notebook opens the same embeddings many times
 
-@functools.cache  # once is enough: a notebook opens the same embeddings many times
+
 def _say(what: str, hit: bool, folder: Path) -> None:
+    if folder in _said:
+        return
+    _said.add(folder)
     print(f"{what}: {'reused from' if hit else 'made in'} {folder.relative_to(paths.data())}")
 
 
