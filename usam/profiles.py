@@ -169,6 +169,8 @@ def load(name: str, folder: Path | None = None, seed: int | None = None) -> Prof
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
         if not isinstance(content, dict):
             raise UserError(f"profiles/{file.name}: expected 'key: value' lines, found {type(content).__name__}")
+        if "name" in content:
+            raise UserError(f"profiles/{file.name}: the file's name is the profile's name: take the key 'name' out")
         profile = Profile.model_validate_json(json.dumps(content | {"name": name}, default=str))  # lists may be tuples
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"profiles/{file.name} is not valid YAML: {' '.join(str(error).split())}") from error

@@ -1,5 +1,6 @@
 """What makes a run repeatable: seeds, where it ran, what it cost, keys of its stages, one row a run in runs.csv."""
 
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -52,7 +53,8 @@ def stage_key(parameters: Any, code: tuple[ModuleType, ...] = (), files: tuple[P
     """
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=_plain).encode())
     for source in [Path(module.__file__) for module in code] + list(files):
-        digest.update(_file_sha(source, source.stat().st_mtime_ns).encode())
+        state = source.stat()
+        digest.update(_file_sha(source, state.st_mtime_ns, state.st_size).encode())
     return digest.hexdigest()[:16]
 
 
@@ -60,14 +62,11 @@ def _plain(value: Any) -> Any:
     return value.model_dump(mode="json") if hasattr(value, "model_dump") else str(value)
 
 
-_shas: dict[tuple[Path, int], str] = {}
-
-
-def _file_sha(path: Path, modified: int) -> str:
-    if (path, modified) not in _shas:
-        with open(path, "rb") as file:
-            _shas[path, modified] = hashlib.file_digest(file, "sha256").hexdigest()
-    return _shas[path, modified]
+@functools.cache
+def _file_sha(path: Path, _modified: int, _size: int) -> str:
+    """Read once as long as time and size stay: SAM ViT-H has 2.5 GB."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def commit() -> str:

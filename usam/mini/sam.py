@@ -37,7 +37,8 @@ def _down(inputs: int, outputs: int) -> nn.Module:
 class SmallEncoder(nn.Module):
     """Image encoder: (B, 3, 128, 128) normalised RGB -> (B, 256, 16, 16), the place of SAM's ViT (paper 3.3).
 
-    Convolutions down to stride 16 see the whole object; a top-down path brings that back to stride 8.
+    Convolutions down to stride 16 see the whole object; a top-down path brings that back to stride 8, and a short
+    path from stride 4 tells where within its 8 x 8 pixels a border runs.
     """
 
     img_size = IMAGE_SIZE
@@ -49,14 +50,16 @@ class SmallEncoder(nn.Module):
         self.stride8 = nn.Sequential(_down(a, b), _Residual(b), _Residual(b), _Residual(b))
         self.stride16 = nn.Sequential(_down(b, c), _Residual(c), _Residual(c))
         self.lateral = nn.Conv2d(b, TOKEN_DIM, 1)
+        self.detail = nn.Conv2d(a, TOKEN_DIM, 2, stride=2)
         self.top_down = nn.ConvTranspose2d(c, TOKEN_DIM, 2, stride=2)
         self.neck = nn.Sequential(
             nn.GroupNorm(8, TOKEN_DIM), nn.Conv2d(TOKEN_DIM, TOKEN_DIM, 1), nn.GroupNorm(1, TOKEN_DIM)
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        fine = self.stride8(self.stride4(x))  # (B, 128, 16, 16)
-        return self.neck(self.lateral(fine) + self.top_down(self.stride16(fine)))
+        finest = self.stride4(x)  # (B, 64, 32, 32)
+        fine = self.stride8(finest)  # (B, 128, 16, 16)
+        return self.neck(self.detail(finest) + self.lateral(fine) + self.top_down(self.stride16(fine)))
 
 
 def build_sam() -> Sam:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
-from usam.mini.sam import IMAGE_SIZE, STRIDE
+from usam.mini.sam import IMAGE_SIZE
 from usam.mini.shapes import Part
 from usam.mini.splits import rng_of
 from usam.mini.world import DRAWINGS, Picture, draw, scene
@@ -91,8 +91,8 @@ def make_batch(index: int, split: str = "sam") -> dict[str, Tensor]:
         "points": torch.tensor(batch["points"], dtype=torch.float32).view(-1, 1, 2),  # (80, 1, 2) x, y
         "targets": torch.from_numpy(np.stack(batch["targets"])),  # (80, 4, 64, 64) bool
         "owners": torch.tensor(batch["owners"]),  # (80,) the individual clicked, -1 for blobs and background
-        "owner_map": torch.from_numpy(np.stack(batch["owner_map"])),  # (16, 16, 16) the same at each feature
-        "part_map": torch.from_numpy(np.stack(batch["part_map"])),  # (16, 16, 16) part number, 0 background
+        "owner_map": torch.from_numpy(np.stack(batch["owner_map"])),  # (16, 64, 64) the same at each mask pixel
+        "part_map": torch.from_numpy(np.stack(batch["part_map"])),  # (16, 64, 64) part number, 0 background
         "shapes": torch.from_numpy(np.stack(shapes)),  # (individuals, 2, 24, 24)
     }
 
@@ -105,9 +105,8 @@ def _add(batch: dict[str, list], picture: Picture, rng: np.random.Generator) -> 
     """One picture and the clicks on it."""
     owner = np.array([-1, *(-1 if name is None else int(name) for name in picture.names)])
     batch["images"].append(_pad(_normalised(picture.image)))
-    centres = slice(STRIDE // 2, None, STRIDE)
-    batch["owner_map"].append((_pad(owner[picture.objects] + 1) - 1)[centres, centres])
-    batch["part_map"].append(_pad(picture.parts.astype(np.int64))[centres, centres])
+    batch["owner_map"].append((_pad(owner[picture.objects] + 1) - 1)[1::2, 1::2])
+    batch["part_map"].append(_pad(picture.parts.astype(np.int64))[1::2, 1::2])
     for y, x in _clicks(picture, rng):
         batch["points"].append((x, y))
         batch["targets"].append(_pad(click_targets(picture, y, x))[:, 1::2, 1::2])
