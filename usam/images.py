@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from usam.classes import prompt
 from usam.errors import UserError

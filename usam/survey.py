@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pandas as pd
 from pycocotools import mask as rle_codec
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from usam import sam
 from usam.datasets import Dataset, Example

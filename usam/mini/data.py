@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 from PIL import Image
 from pycocotools import mask as rle_codec
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from usam.classes import COCO, VOC
 from usam.errors import UserError
