@@ -21,36 +21,20 @@ import json
 import time
 from pathlib import Path
 
-import cv2
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader
 
 from usam import runs
 from usam.mini.sam import TOKEN_DIM, build_sam
-from usam.mini.training.batches import SCENES, SHAPE_SIZE, VIEWS, make_batch
+from usam.mini.training.batches import SCENES, SHAPE_SIZE, VIEWS, Stream
 from usam.sam import captured_tokens
 
 ENCODER_SHARE = 0.47  # of the time, for phase 1
 RATES = (1e-3, 8e-4)  # peak learning rates of the two phases
-
-
-class Stream(IterableDataset):
-    """Endless batches from number `start` on."""
-
-    def __init__(self, start: int):
-        self.start = start
-
-    def __iter__(self):
-        torch.set_num_threads(1)
-        cv2.setNumThreads(1)
-        index = self.start
-        while True:
-            yield make_batch(index)
-            index += 1
 
 
 # -- losses -------------------------------------------------------------------------------------------------------
