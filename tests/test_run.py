@@ -98,6 +98,17 @@ def test_executes_then_reuses_then_executes_what_changed(house, capsys):
     assert not any(run.is_valid(job, data) for job in plan(house, seed=3))
 
 
+def test_deleted_results_are_made_again(house):
+    out = house / "results" / "tables" / "one.csv"
+    write(house, "00_a", f"from pathlib import Path\nPath({str(out.parent)!r}).mkdir(exist_ok=True)")
+    write(house, "01_b", f"open({str(out)!r}, 'w').write('1')")
+    for _ in range(2):
+        run.run(plan(house), house, house / "data")
+        assert [run.is_valid(job, house / "data") for job in plan(house)] == [True, True]
+        out.unlink()
+        assert [run.is_valid(job, house / "data") for job in plan(house)] == [True, False]
+
+
 def test_progress_bars_leave_their_last_state_only(house):
     bar = "import sys\nfor k in range(30):\n    print(f'\\r{k} of 29', end='', file=sys.stderr, flush=True)\n"
     write(house, "00_a", bar + "    if k % 10 == 0: print('line', k, flush=True)")

@@ -4,8 +4,9 @@ import os
 import re
 import shutil
 import subprocess
-import threading
 import types
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pandas as pd
@@ -113,14 +114,13 @@ def test_record_keeps_what_older_rows_say(tmp_path):
     assert table(file)["ap"].isna().tolist() == [True, False, False, False]
 
 
-def test_record_from_several_threads_loses_nothing(tmp_path):
+@pytest.mark.parametrize("pool", [ThreadPoolExecutor(6), ProcessPoolExecutor(3, get_context("fork"))])
+def test_record_from_several_threads_or_processes_loses_nothing(tmp_path, pool):
     file = tmp_path / "runs.csv"
-    threads = [threading.Thread(target=record, args=(file,), kwargs=RUN | {"seed": k}) for k in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert sorted(table(file)["seed"]) == list(range(6))
+    with pool:
+        for done in [pool.submit(record, file, **RUN | {"seed": k}) for k in range(12)]:
+            done.result()
+    assert sorted(table(file)["seed"]) == list(range(12))
 
 
 @pytest.mark.parametrize("content, stored", [("größer\n", "größer\n".encode()), (b"\x00\xff", b"\x00\xff")])

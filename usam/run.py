@@ -44,6 +44,11 @@ class Job:
         return self.notebook.name[:2]
 
     @property
+    def results(self) -> Path:
+        """The folder of the run."""
+        return self.output.parent.parent
+
+    @property
     def partial(self) -> Path:
         """Where the notebook is while it runs, so that a half-executed one never looks finished."""
         return self.output.with_suffix(".partial.ipynb")
@@ -125,12 +130,19 @@ def choose(jobs: list[Job], only: str | None = None, start: str | None = None) -
 
 
 def is_valid(job: Job, data: Path) -> bool:
-    """Whether the executed notebook is there, made from the same inputs, and the data it left have not been deleted."""
+    """Whether the executed notebook is there, made from the same inputs, and nothing it left has been deleted."""
     try:
         known = nbformat.read(job.output, as_version=4).metadata.get("usam", {})
     except (OSError, ValueError, AttributeError):
         return False
-    return known.get("key") == job.key and (data.exists() or not known.get("data"))
+    whole = all((job.results / file).is_file() for file in known.get("files", []))
+    return known.get("key") == job.key and whole and (data.exists() or not known.get("data"))
+
+
+def _written(job: Job) -> dict[str, int]:
+    """Tables, figures and other results beside the notebooks, with the time each was written."""
+    found = [p for p in job.results.rglob("[!.]*") if p.is_file() and p.parent != job.output.parent]
+    return {p.relative_to(job.results).as_posix(): p.stat().st_mtime_ns for p in found}
 
 
 def execute(job: Job, root: Path, data: Path) -> None:
@@ -139,13 +151,14 @@ def execute(job: Job, root: Path, data: Path) -> None:
     Args:
         job: what to run.
         root: working directory of the kernel.
-        data: folder whose existence afterwards is noted beside the key.
+        data: folder whose existence afterwards is noted beside the key, as are the results that the notebook wrote.
 
     Raises:
         UserError: a cell failed, the kernel died or the disk is full; `job.partial` then holds what was executed.
     """
     try:
         job.output.parent.mkdir(parents=True, exist_ok=True)
+        before = _written(job)
         done = papermill.execute_notebook(
             job.notebook,
             job.partial,
@@ -159,7 +172,9 @@ def execute(job: Job, root: Path, data: Path) -> None:
         )
         # Papermill notes where the files lay on this machine: names are enough.
         done.metadata.papermill.update(input_path=job.notebook.name, output_path=job.output.name)
-        done.metadata["usam"] = {**done.metadata.get("usam", {}), "key": job.key, "data": data.exists()}
+        files = sorted(name for name, when in _written(job).items() if before.get(name) != when)
+        left = {"key": job.key, "data": data.exists(), "files": files}
+        done.metadata["usam"] = {**done.metadata.get("usam", {}), **left}
         nbformat.write(done, job.partial)
         job.partial.replace(job.output)
     except papermill.PapermillExecutionError as error:

@@ -11,7 +11,6 @@ import resource
 import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
+from filelock import FileLock
 
 from usam import paths
 from usam.errors import UserError
@@ -129,9 +129,6 @@ def check_disk(folder: Path, needed: float) -> None:
         )
 
 
-_csv_lock = threading.Lock()
-
-
 def record(file: Path, **row: Any) -> None:
     """Write one run into `file` (runs.csv) beside where and with what it ran; replaces the row of the same run.
 
@@ -141,13 +138,25 @@ def record(file: Path, **row: Any) -> None:
     row = {**row, "parameters": json.dumps(row.get("parameters", {}), sort_keys=True, default=_plain)}
     row |= dict(commit=commit(), hardware=hardware(), versions=versions(), when=time.strftime("%Y-%m-%dT%H:%M:%S"))
     new = pd.DataFrame([row])
-    with _csv_lock:
+    with _alone(file):
         if file.exists():
             old = pd.read_csv(file, dtype=str, keep_default_na=False)  # as it stands: no rounding, no 1 -> 1.0
             key = ["" if row.get(k) is None else str(row[k]) for k in same]
             known = (old.reindex(columns=same, fill_value="") == key).all(axis=1)
             new = pd.concat([old[~known], new], ignore_index=True)
         write_atomically(file, new.to_csv(index=False))
+
+
+@contextmanager
+def _alone(file: Path) -> Iterator[None]:
+    """No other thread or process is in here for the same file: another notebook may be at work."""
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        held = FileLock(file.with_name(f".{file.name}.lock")).acquire()
+    except OSError as error:
+        raise UserError(f"cannot write {file}: {error.strerror}; free some disk space and start again") from error
+    with held:
+        yield
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:

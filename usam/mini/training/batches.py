@@ -89,7 +89,7 @@ def make_batch(index: int, split: str = "sam") -> dict[str, Tensor]:
     return {
         "images": torch.from_numpy(np.stack(batch["images"])),  # (16, 3, 128, 128) float32
         "points": torch.tensor(batch["points"], dtype=torch.float32).view(-1, 1, 2),  # (80, 1, 2) x, y
-        "targets": torch.from_numpy(np.stack(batch["targets"])),  # (80, 4, 64, 64) bool
+        "targets": torch.from_numpy(np.stack(batch["targets"])),  # (80, 4, 64, 64) float16, share of a mask pixel
         "owners": torch.tensor(batch["owners"]),  # (80,) the individual clicked, -1 for blobs and background
         "owner_map": torch.from_numpy(np.stack(batch["owner_map"])),  # (16, 64, 64) the same at each mask pixel
         "part_map": torch.from_numpy(np.stack(batch["part_map"])),  # (16, 64, 64) part number, 0 background
@@ -109,8 +109,17 @@ def _add(batch: dict[str, list], picture: Picture, rng: np.random.Generator) -> 
     batch["part_map"].append(_pad(picture.parts.astype(np.int64))[1::2, 1::2])
     for y, x in _clicks(picture, rng):
         batch["points"].append((x, y))
-        batch["targets"].append(_pad(click_targets(picture, y, x))[:, 1::2, 1::2])
+        batch["targets"].append(_halved(_pad(click_targets(picture, y, x))))
         batch["owners"].append(int(owner[picture.objects[y, x]]))
+
+
+def _halved(masks: np.ndarray) -> np.ndarray:
+    """Bool masks (N, H, W) at the decoder's resolution, (N, H/2, W/2) float16: how much of a pixel a mask covers.
+
+    Shares, not yes or no: so the logits tell where within a pixel a border runs, and enlarging them is worth it.
+    """
+    count, height, width = masks.shape
+    return masks.reshape(count, height // 2, 2, width // 2, 2).mean((2, 4), dtype=np.float16)
 
 
 def _normalised(image: np.ndarray) -> np.ndarray:

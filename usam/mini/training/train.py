@@ -20,10 +20,11 @@ import argparse
 import json
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from segment_anything.modeling import Sam
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -64,18 +65,21 @@ def decode(sam: Sam, features: Tensor, points: Tensor) -> tuple[Tensor, Tensor, 
     return logits.float(), iou.float(), tokens[0].flatten(1).float()
 
 
-def mask_loss(logits: Tensor, targets: Tensor, ious: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(mask loss, IoU loss, measured IoU (N, 4)) of mask logits (N, 4, h, w) against bool targets."""
+def mask_loss(logits: Tensor, targets: Tensor, ious: Tensor, balance: float) -> tuple[Tensor, Tensor, Tensor]:
+    """(mask loss, IoU loss, measured IoU (N, 4)) of mask logits (N, 4, h, w) against targets in [0, 1].
+
+    `balance` is 1 when small masks must not drown in their outside, and 0 when they must not grow beyond their border.
+    """
     truth = targets.float()
     share = truth.mean((2, 3), keepdim=True)
-    balance = ((1 - share) / share.clamp(min=1e-4)).sqrt().clamp(1, 10)  # small parts must not drown in their outside
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, pos_weight=balance)
+    weight = ((1 - share) / share.clamp(min=1e-4)).sqrt().clamp(1, 10) ** balance
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, pos_weight=weight)
     p = logits.sigmoid()
     overlap, total = (p * truth).sum((2, 3)), (p + truth).sum((2, 3))
     dice = 1 - (2 * overlap + 1) / (total + 1)
     with torch.no_grad():
-        hard = logits > 0
-        measured = (hard & targets).sum((2, 3)) / (hard | targets).sum((2, 3)).clamp(min=1)
+        hard, wanted = logits > 0, truth >= 0.5
+        measured = (hard & wanted).sum((2, 3)) / (hard | wanted).sum((2, 3)).clamp(min=1)
     return cross_entropy + 2 * dice.mean(), F.mse_loss(ious, measured), measured
 
 
@@ -141,8 +145,8 @@ class Trainee(nn.Module):
         self.detail = nn.Sequential(nn.Conv2d(TOKEN_DIM, 3 * 16, 1), nn.PixelShuffle(4))
         self.token_individual, self.token_redraw = nn.Linear(4 * TOKEN_DIM, 128), Redraw(4 * TOKEN_DIM)
 
-    def forward(self, batch: dict[str, Tensor], decoder: float) -> tuple[Tensor, dict[str, float]]:
-        """Total loss and what it is made of; `decoder` is 0 in phase 1, then the weight of the tokens' losses."""
+    def forward(self, batch: dict[str, Tensor], plan: "Plan") -> tuple[Tensor, dict[str, float]]:
+        """Total loss and what it is made of."""
         features = self.sam.image_encoder(batch["images"])
         losses = self.feature_losses(features.float(), batch)
         total = (
@@ -152,10 +156,10 @@ class Trainee(nn.Module):
             + 0.5 * losses["thing"]
             + 5 * losses["detail"]
         )
-        if decoder > 0:
-            more = self.decoder_losses(features, batch)
+        if plan.tokens > 0:
+            more = self.decoder_losses(features, batch, plan.balance)
             total = 0.3 * total + more["masks"] + more["quality"]
-            total = total + decoder * (0.3 * more["token_individual"] + 6 * more["token_redraw"])
+            total = total + plan.tokens * (0.3 * more["token_individual"] + 6 * more["token_redraw"])
             losses |= more
         return total, {k: float(v.detach()) for k, v in losses.items()}
 
@@ -179,11 +183,11 @@ class Trainee(nn.Module):
                 detail=detail,
             )
 
-    def decoder_losses(self, features: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    def decoder_losses(self, features: Tensor, batch: dict[str, Tensor], balance: float) -> dict[str, Tensor]:
         """Phase 2, on clicks."""
         logits, ious, tokens = decode(self.sam, features, batch["points"])
         with torch.autocast(tokens.device.type, enabled=False):
-            masks, quality, measured = mask_loss(logits, batch["targets"], ious)
+            masks, quality, measured = mask_loss(logits, batch["targets"], ious, balance)
             on_object = batch["owners"] >= 0
             z, who = tokens[on_object] - tokens.detach().mean(0), batch["owners"][on_object]
             return dict(
@@ -199,25 +203,47 @@ class Trainee(nn.Module):
 # -- the run ------------------------------------------------------------------------------------------------------
 
 
-def schedule(share: float, step: int) -> tuple[float, float]:
-    """Learning rate and weight of the tokens' losses when `share` of the time is over."""
-    if share < ENCODER_SHARE:
-        inside = share / ENCODER_SHARE
-        return RATES[0] * min((step + 1) / 200, 1) * (1 - 0.7 * inside), 0.0
-    inside = (share - ENCODER_SHARE) / (1 - ENCODER_SHARE)
-    warm = min(0.1 + inside / 0.05, 1)
-    return max(RATES[1] * warm * (1 - inside), 1e-6), 0.01 + 0.99 * min(inside / 0.25, 1)
+class Plan(NamedTuple):
+    """What holds for a moment of the training.
+
+    Attributes:
+        rate: learning rate of the small SAM.
+        maps_rate: learning rate of the maps that only training needs.
+        tokens: weight of the tokens' losses; 0 in phase 1, where the decoder rests.
+        balance: see `mask_loss`.
+    """
+
+    rate: float
+    maps_rate: float
+    tokens: float
+    balance: float
+
+
+def schedule(share: float, step: int, encoder_share: float = ENCODER_SHARE) -> Plan:
+    """The plan when `share` of the time is over and `encoder_share` of all is for phase 1."""
+    if share < encoder_share:
+        rate = RATES[0] * min((step + 1) / 200, 1) * (1 - 0.7 * share / encoder_share)
+        return Plan(rate, rate, 0.0, 1.0)
+    inside = (share - encoder_share) / (1 - encoder_share)
+    rate = max(RATES[1] * (1 - inside), 1e-6)
+    warm = min(0.05 + inside / 0.04, 1)
+    return Plan(rate * warm, rate, 0.01 + 0.99 * min(inside / 0.2, 1), max(1 - 2 * inside, 0))
 
 
 class Run:
     """A training that can stop and go on: model, running average, optimiser, steps and seconds."""
 
-    def __init__(self, out: Path, device: torch.device):
+    def __init__(self, out: Path, device: torch.device, start: Path | None = None):
         self.out, self.state_file = out, out.with_suffix(".state.pt")
-        self.model = Trainee().to(device).train()
+        self.model = Trainee().train()
+        if start:
+            self.model.sam.load_state_dict(load_file(start))
+        self.model.to(device)
         ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
         self.average = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=ema)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=RATES[0], weight_decay=0.02, betas=(0.9, 0.98))
+        maps = [p for name, p in self.model.named_parameters() if not name.startswith("sam.")]
+        groups = [{"params": list(self.model.sam.parameters())}, {"params": maps}]
+        self.optimizer = torch.optim.AdamW(groups, lr=RATES[0], weight_decay=0.02, betas=(0.9, 0.98))
         self.step, self.seconds = 0, 0.0
         if self.state_file.exists():
             state = torch.load(self.state_file, weights_only=True)
@@ -231,12 +257,12 @@ class Run:
         state = {part: getattr(self, part).state_dict() for part in ("model", "average", "optimizer")}
         torch.save(state | dict(step=self.step, seconds=self.seconds), self.state_file)
 
-    def update(self, batch: dict[str, Tensor], rate: float, decoder: float) -> dict[str, float]:
+    def update(self, batch: dict[str, Tensor], plan: Plan) -> dict[str, float]:
         """One step."""
-        for group in self.optimizer.param_groups:
+        for group, rate in zip(self.optimizer.param_groups, (plan.rate, plan.maps_rate), strict=True):
             group["lr"] = rate
         with torch.autocast(batch["images"].device.type, torch.bfloat16):
-            loss, said = self.model(batch, decoder)
+            loss, said = self.model(batch, plan)
         self.optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -246,22 +272,31 @@ class Run:
         return said
 
 
-def train(minutes: float, out: Path, seed: int = 0) -> dict:
-    """Train until `minutes` of wall-clock time are spent, over all starts; returns what it took."""
+def train(minutes: float, out: Path, start: Path | None = None, first: int = 0, seed: int = 0) -> dict:
+    """Train until `minutes` of wall-clock time are spent, over all starts; returns what it took.
+
+    Args:
+        minutes: the schedule follows them.
+        out: where the weights go; the state to go on from lies beside.
+        start: weights to begin with. Their encoder has learned, so phase 1 is left out.
+        first: number of the first batch, so that training on sees new pictures.
+        seed: of the initial weights.
+    """
     torch.manual_seed(seed)
-    run, last_save, heard = Run(out, runs.device()), time.monotonic(), {}
+    run, last_save, heard = Run(out, runs.device(), start), time.monotonic(), {}
+    run.model.sam.mask_decoder.output_upscaling.compile()  # a seventh of a step; after the average was copied from it
     clock = time.monotonic()
-    for batch in DataLoader(Stream(run.step), batch_size=None, num_workers=1, prefetch_factor=4):
+    for batch in DataLoader(Stream(first + run.step), batch_size=None, num_workers=1, prefetch_factor=4):
         share = run.seconds / (60 * minutes)
         if share >= 1:
             break
-        rate, decoder = schedule(share, run.step)
-        said = run.update({k: v.to(runs.device()) for k, v in batch.items()}, rate, decoder)
+        plan = schedule(share, run.step, 0 if start else ENCODER_SHARE)
+        said = run.update({k: v.to(runs.device()) for k, v in batch.items()}, plan)
         heard = {k: 0.95 * heard.get(k, v) + 0.05 * v for k, v in said.items()}
         run.seconds, clock = run.seconds + time.monotonic() - clock, time.monotonic()
         if run.step % 20 == 0:
             numbers = " ".join(f"{k} {v:.3f}" for k, v in heard.items())
-            print(f"{run.step} {run.seconds / 60:.1f} min rate {rate:.1e} {numbers}", flush=True)
+            print(f"{run.step} {run.seconds / 60:.1f} min rate {plan.rate:.1e} {numbers}", flush=True)
         if time.monotonic() - last_save > 300:
             run.save()
             last_save = time.monotonic()
@@ -282,10 +317,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=120, help="wall-clock training time; the schedule follows it")
     parser.add_argument("--out", type=Path, default=Path("sam.safetensors"), help="where the weights go")
+    parser.add_argument("--start", type=Path, help="weights to begin with, instead of none")
+    parser.add_argument("--first", type=int, default=0, help="number of the first batch of pictures")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads for training")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(json.dumps(train(arguments.minutes, arguments.out)))
+    print(json.dumps(train(arguments.minutes, arguments.out, arguments.start, arguments.first)))
 
 
 if __name__ == "__main__":
