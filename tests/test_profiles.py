@@ -88,6 +88,9 @@ def test_unknown_key_is_named(tmp_path, where):
         ("sam", "vit_h"),
         ("seeds", []),
         ("seeds", 0),
+        ("sources", {}),
+        ("datasets", {}),
+        ("datasets.voc.classes", ["dog"]),  # a softmax over one class is always sure
         ("world", ["a"]),
         ("datasets.voc.format", "pascal"),
         ("datasets.voc.classes", "dog"),
@@ -106,6 +109,19 @@ def test_wrong_value_is_named_with_its_key(tmp_path, where, value):
 def test_missing_key_is_named(tmp_path, where):
     write(tmp_path, changed(where, ...))
     assert message(tmp_path).startswith(f"profiles/mine.yaml: {where}: Field required")
+
+
+def test_seeds_that_cannot_be_used(tmp_path):
+    for value, said in (([0, 0], "name each once"), ([-1], "seeds.0"), ([2**32], "seeds.0")):
+        write(tmp_path, changed("seeds", value))
+        assert "profiles/mine.yaml: seeds" in message(tmp_path) and said in message(tmp_path)
+    with pytest.raises(UserError, match="seed -1: choose a number from 0 to"):
+        profiles.load("smoke", seed=-1)
+
+
+def test_choices_are_not_made_on_the_test_split(tmp_path):
+    write(tmp_path, changed("datasets.voc.validation", SMOKE["datasets"]["voc"]["split"]))
+    assert "datasets.voc" in message(tmp_path) and "choices must not be made on test images" in message(tmp_path)
 
 
 def test_all_mistakes_are_said_at_once(tmp_path):

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from usam import profiles, report, runs
+from usam import profiles, report, runs, stages
 from usam.errors import UserError
 
 
@@ -14,24 +14,42 @@ def smoke(tmp_path, monkeypatch) -> profiles.Profile:
 
 
 def record(profile: profiles.Profile, **row) -> None:
-    runs.record(report.runs_file(profile), **{"profile": profile.name, "dataset": "voc", "split": "test"} | row)
+    same = {"profile": profile.name, "dataset": "voc", "split": "test", "source": "web", "method": "U-SAM"}
+    same |= {"state": stages.state(profile), "parameters": profile.decisive()}
+    runs.record(report.runs_file(profile), **same | row)
 
 
-def test_rows_of_other_settings_and_seeds_stay_out(smoke):
+def test_rows_of_other_settings_code_and_seeds_stay_out(smoke):
     other = smoke.model_copy(update={"head": smoke.head.model_copy(update={"a": 2.0})})
     for seed, profile in (0, smoke), (1, smoke), (7, smoke), (0, other):
-        record(smoke, source="web", method="U-SAM", seed=seed, parameters=profile.decisive(), miou=seed / 10)
+        record(profile, seed=seed, miou=seed / 10)
+    record(smoke, seed=1, source="synthetic", state="of older code", miou=0.9)
+    record(smoke, seed=None, method="our masks + true labels", miou=0.5)
     rows = report.current_runs(smoke)
-    assert rows["seed"].tolist() == [0, 1] and rows["miou"].tolist() == [0.0, 0.1]
-    assert len(report.read_runs(smoke)) == 4
+    assert rows["seed"].fillna(-1).tolist() == [0, 1, -1] and rows["miou"].tolist() == [0.0, 0.1, 0.5]
+    assert len(report.read_runs(smoke)) == 6
+
+
+def test_commits_that_look_like_numbers_stay_text(smoke, monkeypatch):
+    monkeypatch.setattr(runs, "commit", lambda: "1234567e8901")
+    record(smoke, seed=0, miou=0.5)
+    assert report.current_runs(smoke)["commit"].tolist() == ["1234567e8901"]
 
 
 def test_no_row_names_the_notebook_that_makes_them(smoke):
     with pytest.raises(UserError, match="04_evaluate"):
         report.current_runs(smoke)
-    record(smoke, source="web", method="U-SAM", seed=9, parameters=smoke.decisive(), miou=0.5)
+    record(smoke, seed=9, miou=0.5)
     with pytest.raises(UserError, match="04_evaluate"):
         report.current_runs(smoke)
+
+
+def test_damaged_runs_file_is_one_line(smoke):
+    report.runs_file(smoke).parent.mkdir()
+    report.runs_file(smoke).write_bytes(b"")
+    for action in (lambda: report.read_runs(smoke), lambda: record(smoke, seed=0)):
+        with pytest.raises(UserError, match=r"runs\.csv cannot be read .*: restore it"):
+            action()
 
 
 def test_difference_pairs_seeds():

@@ -40,7 +40,7 @@ def test_both_kinds_of_checkpoint_load(tmp_path, weights):
 
 
 def test_missing_checkpoint(tmp_path):
-    refused(tmp_path / "none.pth", r"none.pth is missing: run notebook 00_setup")
+    refused(tmp_path / "none.pth", r"none.pth is missing: put the file there")
     (tmp_path / "folder.pth").mkdir()
     refused(tmp_path / "folder.pth", "is missing")
 

@@ -176,7 +176,7 @@ def test_full_disk_keeps_what_is_finished(tmp_path, monkeypatch, error):
 
     monkeypatch.setattr(store.np, "save", limited)
     reason = error.strerror or str(error)
-    with pytest.raises(UserError, match=f"cannot write embeddings to .*00001: {reason}; free some disk space"):
+    with pytest.raises(UserError, match=f"cannot write .*00001: {reason}; free some disk space"):
         build(folder, IDS, load, Counting())
     monkeypatch.undo()
     assert [p.name for p in folder.iterdir()] == ["00000"]

@@ -17,9 +17,9 @@ from usam.errors import UserError
 
 VOID = 255  # neither background nor a class: no score counts these pixels
 _COCO_KEYS = {
-    "images": ("id", "file_name", "height", "width"),
-    "categories": ("id", "name"),
-    "annotations": ("id", "image_id", "category_id", "segmentation"),
+    "images": (("id", int), ("file_name", str), ("height", int), ("width", int)),
+    "categories": (("id", int), ("name", str)),
+    "annotations": (("id", int), ("image_id", int), ("category_id", int), ("segmentation", object)),
 }
 
 
@@ -61,14 +61,16 @@ class Dataset(Protocol):
     Attributes:
         name: fit for a file name.
         class_names: C names; a class's place is its label.
-        category_ids: C official ids, to be written into results.
+        category_ids: C official ids, in the same order.
         image_ids: in the order of the examples.
+        files: of the pictures, in the same order.
     """
 
     name: str
     class_names: tuple[str, ...]
     category_ids: tuple[int, ...]
     image_ids: list[Any]
+    files: list[Path]
 
     def __len__(self) -> int: ...
 
@@ -222,7 +224,9 @@ def _open(path: Path) -> Image.Image:
             picture.load()
             return picture
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"cannot read {path}: {error}; fetch the file again") from error
+        raise UserError(
+            f"cannot read {path}: {error}; fetch it again, or delete a data set that was made here"
+        ) from error
 
 
 def _palette_indices(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -266,11 +270,14 @@ def _read_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
         raise UserError(f"{path} is no complete JSON ({error}): fetch the file again") from error
     for part, keys in _COCO_KEYS.items():
         entries = content.get(part) if isinstance(content, dict) else None
-        if not isinstance(entries, list):
-            raise UserError(f"{path} has no list '{part}': use a COCO instances_*.json")
-        broken = [e for e in entries if not isinstance(e, dict) or any(key not in e for key in keys)]
+        if not isinstance(entries, list) or not (entries or part == "annotations"):
+            raise UserError(f"{path} has no list '{part}', or it is empty: use a COCO instances_*.json")
+        broken = [
+            e for e in entries if not isinstance(e, dict) or any(k not in e or not isinstance(e[k], t) for k, t in keys)
+        ]
         if broken:
-            raise UserError(f"{path}: each of '{part}' needs {', '.join(keys)}, found {str(broken[0])[:80]}")
+            needed = ", ".join(key for key, _ in keys)
+            raise UserError(f"{path}: each of '{part}' needs {needed} of COCO's types, found {str(broken[0])[:80]}")
     return content
 
 

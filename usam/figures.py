@@ -1,5 +1,6 @@
 """Pictures for the notebooks: images, masks and labels. Each saved figure says on its face which world it is from."""
 
+import io
 from collections.abc import Sequence
 
 import cv2
@@ -163,5 +164,6 @@ def save(figure: Figure, profile: Profile, name: str) -> None:
     """Write `figure` as results/<profile>/figures/<name>.png with the world's line below it."""
     figure.text(0.995, -0.01, face(profile), ha="right", va="top", fontsize=7, color="0.35")
     file = paths.results(profile.name) / "figures" / f"{name}.png"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, bbox_inches="tight")
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", bbox_inches="tight")
+    runs.write_atomically(file, picture.getvalue())

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from usam.classes import prompt
 from usam.errors import UserError
 from usam.profiles import SourceConfig
-from usam.runs import write_atomically
+from usam.runs import alone, write_atomically
 
 Maker = Callable[[str, int, int], np.ndarray]
 
@@ -26,9 +26,18 @@ def imported(name: str) -> Callable:
     """
     module, _, function = name.partition(":")
     try:
-        return getattr(importlib.import_module(module), function)
+        found = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise UserError(f"'{name}' cannot be imported as module:function ({error}): mend it in the profile") from error
+    if not callable(found):
+        raise UserError(f"'{name}' is no function: mend it in the profile")
+    return found
+
+
+def sources_of(name: str) -> tuple[Path, ...]:
+    """All source files of the package in which "module:function" lies: any of them may change what it makes."""
+    imported(name)
+    return tuple(sorted(Path(importlib.import_module(name.partition(":")[0]).__file__).parent.glob("*.py")))
 
 
 def image_file(class_name: str, index: int) -> str:
@@ -50,13 +59,14 @@ def collect(folder: Path, class_names: list[str], source: SourceConfig, seed: in
     """
     make: Maker = imported(source.maker)
     wanted = [(name, k) for name in class_names for k in range(source.per_class)]
-    missing = [(name, k) for name, k in wanted if not (folder / image_file(name, k)).exists()]
-    for name, k in tqdm(missing, desc="images", unit="image", disable=not missing):
-        _save(
-            folder / image_file(name, k),
-            make(name, k, seed),
-            {"prompt": prompt(name), "seed": seed, "maker": source.maker},
-        )
+    with alone(folder):
+        missing = [(name, k) for name, k in wanted if not (folder / image_file(name, k)).exists()]
+        for name, k in tqdm(missing, desc="images", unit="image", disable=not missing):
+            _save(
+                folder / image_file(name, k),
+                make(name, k, seed),
+                {"prompt": prompt(name), "seed": seed, "maker": source.maker},
+            )
     rows = [(name, k, prompt(name), image_file(name, k)) for name, k in wanted]
     return pd.DataFrame(rows, columns=["class", "index", "prompt", "file"])
 

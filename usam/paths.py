@@ -11,12 +11,12 @@ NOTEBOOKS = ROOT / "notebooks"
 
 def data() -> Path:
     """Where data sets, images and embeddings are kept: `$USAM_DATA`, else `data/` of the repository."""
-    return Path(os.environ.get("USAM_DATA") or ROOT / "data").expanduser().resolve()
+    return resolve(os.environ.get("USAM_DATA") or "data").resolve()
 
 
 def results(profile: str) -> Path:
     """Where a run leaves notebooks, tables, figures and runs.csv: below `$USAM_RESULTS`, else `results/`."""
-    return Path(os.environ.get("USAM_RESULTS") or ROOT / "results").expanduser().resolve() / profile
+    return resolve(os.environ.get("USAM_RESULTS") or "results").resolve() / profile
 
 
 def resolve(path: str | Path) -> Path:

@@ -2,16 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from usam import paths
 from usam.errors import UserError
 
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class _Strict(BaseModel):
@@ -59,8 +60,8 @@ class DataConfig(_Strict):
         split: name of the test split ("val" of VOC 2012, "val2017" of COCO).
         validation: split on which choices are made, if there is one.
         maker: "module:function" that writes the set when it is missing; `function(root, images, class_names)`.
-        images: for the maker, how many pictures of each split.
-        classes: class names; all of the data set's by default.
+        images: for the maker, how many pictures of each split, "val" and "test".
+        classes: class names, two or more; all of the data set's by default.
     """
 
     format: Literal["voc", "coco"]
@@ -69,7 +70,13 @@ class DataConfig(_Strict):
     validation: str | None = None
     maker: str | None = None
     images: dict[str, Count] = {}
-    classes: list[str] | None = None
+    classes: Annotated[list[str], Field(min_length=2)] | None = None
+
+    @model_validator(mode="after")
+    def _choices_are_not_made_on_the_test_split(self) -> Self:
+        if self.validation == self.split:
+            raise ValueError(f"validation and split are both '{self.split}': choices must not be made on test images")
+        return self
 
 
 class HeadConfig(_Strict):
@@ -127,19 +134,26 @@ class Profile(_Strict):
     Attributes:
         name: of the profile's file, without ".yaml".
         world: printed on every figure and table.
-        seeds: of the heads; tables show mean and standard deviation over them.
+        seeds: of the heads, each once; tables show mean and standard deviation over them.
         sam, sources, datasets, head, distillation, inference: as explained there.
     """
 
     name: str
     world: str
-    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     sam: SamConfig
-    sources: dict[Literal["synthetic", "web"], SourceConfig]
-    datasets: dict[Literal["voc", "coco"], DataConfig]
+    sources: Annotated[dict[Literal["synthetic", "web"], SourceConfig], Field(min_length=1)]
+    datasets: Annotated[dict[Literal["voc", "coco"], DataConfig], Field(min_length=1)]
     head: HeadConfig = HeadConfig()
     distillation: DistillationConfig = DistillationConfig()
     inference: InferenceConfig = InferenceConfig()
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("the same seed twice would count as two runs: name each once")
+        return seeds
 
     def decisive(self) -> dict[str, Any]:
         """What decides a score beside seed and code, as plain values: the `parameters` of a row in runs.csv."""
@@ -179,6 +193,8 @@ def load(name: str, folder: Path | None = None, seed: int | None = None) -> Prof
         raise UserError(f"profiles/{file.name}: {said}") from error
     if seed is None:
         return profile
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed {seed}: choose a number from 0 to {2**32 - 1}")
     seeds = (seed, *(s for s in profile.seeds if s != seed))[: len(profile.seeds)]
     return profile.model_copy(update={"seeds": seeds})
 

@@ -2,7 +2,6 @@
 
 import inspect
 import itertools
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import pandas as pd
 from pydantic import BaseModel
 
-from usam import paths, runs
+from usam import paths, runs, stages
 from usam.errors import UserError
 from usam.profiles import Profile
 
@@ -53,23 +52,23 @@ def runs_file(profile: Profile) -> Path:
 def read_runs(profile: Profile) -> pd.DataFrame:
     """All rows of runs.csv; empty when nothing was evaluated yet."""
     file = runs_file(profile)
-    return (
-        pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["dataset", "split", "source", "method", "seed"])
-    )
+    if not file.exists():
+        return pd.DataFrame(columns=["dataset", "split", "source", "method", "seed"])
+    return runs.read_csv(file, dtype={"commit": str, "seed": "Int64"})  # a commit may look like a number
 
 
 def current_runs(profile: Profile) -> pd.DataFrame:
-    """The rows of runs.csv that belong to the profile as it is now: its parameters, its seeds.
+    """The rows of runs.csv that belong to the profile, code and weights as they are now, and to the profile's seeds.
 
-    Rows of sweeps and of other settings stay in the file, but not in a table that says "this profile".
+    Rows of other settings or code stay in the file, but not in a table that says "this profile".
 
     Raises:
         UserError: there is none.
     """
     rows = read_runs(profile)
     if len(rows):
-        same = rows["parameters"] == json.dumps(profile.decisive(), sort_keys=True)
-        rows = rows[same & rows["seed"].isin(profile.seeds)].reset_index(drop=True)
+        same = rows.get("state", "") == stages.state(profile)
+        rows = rows[same & (rows["seed"].isna() | rows["seed"].isin(profile.seeds))].reset_index(drop=True)
     if rows.empty:
         raise UserError(f"{runs_file(profile)} has no run of this profile: run notebook 04_evaluate first")
     return rows

@@ -16,10 +16,9 @@ from typing import Any
 import nbformat
 import papermill
 from ipykernel.kernelspec import write_kernel_spec
-from nbclient.exceptions import DeadKernelError
 from traitlets.config import Config
 
-from usam import paths, profiles
+from usam import paths, profiles, sam
 from usam.errors import UserError
 
 
@@ -179,8 +178,8 @@ def execute(job: Job, root: Path, data: Path) -> None:
         job.partial.replace(job.output)
     except papermill.PapermillExecutionError as error:
         raise UserError(_failure(job, f"cell In [{error.exec_count}]", _reason(error))) from error
-    except DeadKernelError as error:
-        raise UserError(_failure(job, "a cell", "the kernel died; often the machine ran out of memory")) from error
+    except RuntimeError as error:  # of nbclient: the kernel did not start, or died
+        raise UserError(_failure(job, "a cell", f"{error}; often the machine ran out of memory")) from error
     except OSError as error:
         raise UserError(f"cannot write {error.filename or job.partial}: {error.strerror}") from error
 
@@ -222,9 +221,10 @@ def run(jobs: list[Job], root: Path, data: Path, force: bool = False) -> None:
 
 
 def inputs(profile: str) -> list[Path]:
-    """The files that decide the results of a run of `profile`: the profile, and the package's code and weights."""
+    """The files that decide the results of a run: the profile, its weights, the package, the versions of all others."""
     package = [p for p in sorted(paths.PACKAGE.rglob("*")) if p.is_file() and p.suffix not in {".pyc", ".md"}]
-    return [paths.PROFILES / f"{profile}.yaml", *package]
+    checkpoint = sam.find_checkpoint(profiles.load(profile).sam.checkpoint)
+    return [paths.PROFILES / f"{profile}.yaml", checkpoint, paths.ROOT / "requirements.lock", *package]
 
 
 def summary(results: Path, seconds: float) -> str:

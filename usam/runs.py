@@ -1,5 +1,6 @@
 """What makes a run repeatable: seeds, where it ran, what it cost, keys of its stages, one row a run in runs.csv."""
 
+import contextlib
 import functools
 import hashlib
 import importlib.metadata
@@ -22,7 +23,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from usam import paths
 from usam.errors import UserError
@@ -120,7 +121,8 @@ def timed() -> Iterator[dict[str, float]]:
 
 def check_disk(folder: Path, needed: float) -> None:
     """Fail early, in one line, when `folder`'s disk has less than `needed` GiB free."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free / 2**30
     if free < needed:
         raise UserError(
@@ -138,34 +140,67 @@ def record(file: Path, **row: Any) -> None:
     row = {**row, "parameters": json.dumps(row.get("parameters", {}), sort_keys=True, default=_plain)}
     row |= dict(commit=commit(), hardware=hardware(), versions=versions(), when=time.strftime("%Y-%m-%dT%H:%M:%S"))
     new = pd.DataFrame([row])
-    with _alone(file):
+    with alone(file):
         if file.exists():
-            old = pd.read_csv(file, dtype=str, keep_default_na=False)  # as it stands: no rounding, no 1 -> 1.0
+            old = read_csv(file, dtype=str, keep_default_na=False)  # as it stands: no rounding, no 1 -> 1.0
             key = ["" if row.get(k) is None else str(row[k]) for k in same]
             known = (old.reindex(columns=same, fill_value="") == key).all(axis=1)
             new = pd.concat([old[~known], new], ignore_index=True)
         write_atomically(file, new.to_csv(index=False))
 
 
-@contextmanager
-def _alone(file: Path) -> Iterator[None]:
-    """No other thread or process is in here for the same file: another notebook may be at work."""
+def read_csv(file: Path, **options: Any) -> pd.DataFrame:
+    """`pandas.read_csv`, with one line for a damaged file.
+
+    Raises:
+        UserError: it cannot be read as a table.
+    """
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        held = FileLock(file.with_name(f".{file.name}.lock")).acquire()
+        return pd.read_csv(file, **options)
+    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise UserError(f"{file} cannot be read ({error}): restore it, or delete it and run again") from error
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Turns what the operating system says inside into one line.
+
+    Raises:
+        UserError: a full disk, a folder that must not be written.
+    """
+    try:
+        yield
     except OSError as error:
-        raise UserError(f"cannot write {file}: {error.strerror}; free some disk space and start again") from error
+        reason = error.strerror or error  # NumPy's short writes have no strerror
+        raise UserError(
+            f"cannot write {place}: {reason}; free some disk space or choose another folder, then start again"
+        ) from error
+
+
+@contextmanager
+def alone(target: Path) -> Iterator[None]:
+    """Nobody else, thread or process, is in here for the same file or folder: another notebook may be at work."""
+    lock = FileLock(target.with_name(f".{target.name}.lock"))
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            held = lock.acquire(timeout=1)
+        except Timeout:
+            print(f"waiting for another run that is writing {target.name}", flush=True)
+            held = lock.acquire()
     with held:
         yield
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
     """Write beside `file`, then move into place: readers see the old content or the new, never half."""
-    file.parent.mkdir(parents=True, exist_ok=True)
     beside = file.with_name(f".{file.name}.part")
     try:
-        beside.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(beside, file)
-    except OSError as error:
-        beside.unlink(missing_ok=True)
-        raise UserError(f"cannot write {file}: {error.strerror}; free some disk space and start again") from error
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            beside.write_bytes(content.encode() if isinstance(content, str) else content)
+            os.replace(beside, file)
+    except UserError:
+        with contextlib.suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise

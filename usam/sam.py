@@ -85,7 +85,7 @@ def load_sam(config: SamConfig, device: torch.device | str = "cpu") -> Sam:
         UserError: the checkpoint is missing, unreadable, or of another model.
     """
     sam = build_sam(config.model)
-    weights = read_checkpoint(paths.resolve(config.checkpoint))
+    weights = read_checkpoint(find_checkpoint(config.checkpoint))
     try:
         sam.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:  # the last two: a .pth of something else
@@ -94,14 +94,24 @@ def load_sam(config: SamConfig, device: torch.device | str = "cpu") -> Sam:
     return sam.eval().requires_grad_(False).to(device)
 
 
+def find_checkpoint(name: str) -> Path:
+    """Where the profile's checkpoint is.
+
+    Raises:
+        UserError: it is not there.
+    """
+    path = paths.resolve(name)
+    if not path.is_file():
+        raise UserError(f"SAM checkpoint {path} is missing: put the file there, or name another in the profile")
+    return path
+
+
 def read_checkpoint(path: Path) -> dict[str, Tensor]:
     """Tensors of a `.safetensors` or `.pth` file; nothing else is ever unpickled.
 
     Raises:
-        UserError: no such file, or not such a file.
+        UserError: not such a file.
     """
-    if not path.is_file():
-        raise UserError(f"SAM checkpoint {path} is missing: run notebook 00_setup, or put the file there")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

@@ -1,20 +1,22 @@
 """The rooms of a run, one after the other. Each stage keeps what it made under a key of all its inputs, says whether
 it was made or reused, and makes only what is missing: images -> embeddings -> heads."""
 
+import functools
 import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 
-from usam import classes, evaluation, head, images, paths, runs, sam, store, training
+from usam import classes, datasets, evaluation, head, images, inference, metrics, paths, runs, sam, store, training
 from usam.datasets import CocoDataset, Dataset, VocDataset
 from usam.errors import UserError
 from usam.evaluation import Scores
 from usam.head import MaskClassifier
-from usam.profiles import Profile
+from usam.profiles import DataConfig, Profile
 from usam.store import EmbeddingStore
 
 _said: set[Path] = set()  # once is enough: a notebook opens the same embeddings many times
@@ -44,28 +46,53 @@ def dataset(profile: Profile, which: str, split: str | None = None) -> Dataset:
     config = profile.datasets[which]
     root = paths.data() / config.root
     if config.maker:
-        _make_dataset(profile, which, root)
-    split = split or config.split
-    if config.format == "voc":
-        return VocDataset(root, split, config.classes)
-    return CocoDataset(root / "annotations" / f"instances_{split}.json", root / split, config.classes)
+        _make_dataset(config, root)
+    seen = tuple(p.stat().st_mtime_ns for p in (root, root / "annotations", root / STAMP) if p.exists())
+    return _opened(config.format, root, split or config.split, tuple(config.classes or ()), seen)
 
 
-def _make_dataset(profile: Profile, which: str, root: Path) -> None:
-    config = profile.datasets[which]
-    make, stamp = images.imported(config.maker), root / "made.json"
-    key = runs.stage_key([config.maker, config.images, config.classes], files=tuple(_package_of(config.maker)))
-    if stamp.is_file() and json.loads(stamp.read_text()).get("key") == key:
-        return
-    shutil.rmtree(root, ignore_errors=True)  # made by other code or settings, or a leftover
-    make(root, config.images, config.classes)
-    runs.write_atomically(stamp, json.dumps({"key": key, "maker": config.maker, "images": config.images}))
+@functools.lru_cache(maxsize=8)
+def _opened(form: str, root: Path, split: str, names: tuple[str, ...], _seen: tuple[int, ...]) -> Dataset:
+    """Read once as long as the folder stays as it was `_seen`: COCO's json is large, and every stage asks for it."""
+    if form == "voc":
+        return VocDataset(root, split, names or None)
+    return CocoDataset(root / "annotations" / f"instances_{split}.json", root / split, names or None)
 
 
-def _package_of(maker: str) -> list[Path]:
-    """All sources of the package in which a maker lies: any of them may change what it makes."""
-    module = Path(images.imported(maker).__code__.co_filename)
-    return sorted(module.parent.glob("*.py"))
+STAMP = "made.json"  # in a data set that was made here: by what, and with which settings
+
+
+def _make_dataset(config: DataConfig, root: Path) -> None:
+    """Make the set unless it is there with these settings; a folder that was not made here is never touched.
+
+    Raises:
+        UserError: such a folder is in the way.
+    """
+    make = images.imported(config.maker)
+    key = runs.stage_key([config.maker, config.images, config.classes], files=images.sources_of(config.maker))
+    with runs.alone(root):
+        if _stamp(root).get("key") == key:
+            return
+        if root.exists() and any(root.iterdir()) and not (root / STAMP).exists():
+            raise UserError(
+                f"{root} was not made by {config.maker}, and is left alone: name another root in the profile, "
+                "or take the key 'maker' out to use what is there"
+            )
+        beside = root.with_name(root.name + ".making")
+        shutil.rmtree(beside, ignore_errors=True)
+        with runs.writing(root):
+            make(beside, config.images, config.classes)
+            stamp = {"key": key, "maker": config.maker, "images": config.images}
+            (beside / STAMP).write_text(json.dumps(stamp))
+            shutil.rmtree(root, ignore_errors=True)  # made by other code or settings
+            beside.rename(root)
+
+
+def _stamp(root: Path) -> dict:
+    try:
+        return json.loads((root / STAMP).read_text())
+    except (OSError, ValueError):
+        return {}
 
 
 @dataclass(frozen=True)
@@ -83,16 +110,16 @@ class TrainingImages:
     key: str
 
 
-def training_images(profile: Profile, source: str, seed: int = 0) -> TrainingImages:
+def training_images(profile: Profile, source: str) -> TrainingImages:
     """Images of every class of the profile's data sets from `source` ("synthetic", "web") (paper 3.4)."""
     if source not in profile.sources:
         raise UserError(f"profile '{profile.name}' has no source '{source}': it has {', '.join(profile.sources)}")
     config = profile.sources[source]
     names = sorted({name for which in profile.datasets for name in class_names(profile, which)})
-    key = runs.stage_key([config.maker, seed], (classes, images), tuple(_package_of(config.maker)))
+    key = runs.stage_key([config.maker], (classes, images), images.sources_of(config.maker))
     folder = paths.data() / profile.name / "images" / f"{source}-{key}"
-    hit = (folder / images.image_file(names[-1], config.per_class - 1)).exists()
-    table = images.collect(folder, names, config, seed)
+    hit = all((folder / images.image_file(n, k)).exists() for n in names for k in range(config.per_class))
+    table = images.collect(folder, names, config)
     _say(f"{len(table)} {source} images", hit, folder)
     return TrainingImages(folder, table, runs.stage_key([key, names, config.per_class]))
 
@@ -104,23 +131,39 @@ def embeddings(profile: Profile, what: str, split: str | None = None) -> Embeddi
         ids, load, origin = made.table["file"].tolist(), lambda i: images.read(made.folder / i), made.key
     else:
         data = dataset(profile, what, split)
+        split = split or profile.datasets[what].split
         ids, load = list(data.image_ids), lambda i: data.image(ids.index(i))
-        origin = runs.stage_key([profile.datasets[what], split, ids], files=_stamps(profile, what))
-    checkpoint = paths.resolve(profile.sam.checkpoint)
-    if not checkpoint.is_file():
-        raise UserError(f"SAM checkpoint {checkpoint} is missing: run notebook 00_setup, or put the file there")
-    key = runs.stage_key([origin, profile.sam], (sam, store), (checkpoint,))
+        origin = runs.stage_key([ids, _pictures(profile, what, data)], (datasets,))
+    key = runs.stage_key([origin, profile.sam], (sam, store), _sam_files(profile))
     folder = paths.data() / profile.name / "embeddings" / "-".join(filter(None, (what, split, key)))
-    hit = folder.is_dir()
+    hit = sum(1 for _ in folder.glob("[0-9]*/masks.json")) == -(-len(ids) // store.SHARD)
     found = store.build(folder, ids, load, sam.LazyExtractor(profile.sam, runs.device()), f"{what} embeddings")
     _say(f"embeddings of {len(found)} images", hit, folder)
     return found
 
 
-def _stamps(profile: Profile, which: str) -> tuple[Path, ...]:
-    """The stamp of a data set that was made here: made anew, its embeddings are too."""
-    stamp = paths.data() / profile.datasets[which].root / "made.json"
-    return (stamp,) if stamp.is_file() else ()
+def _pictures(profile: Profile, which: str, data: Dataset) -> str | list:
+    """What tells a picture that was changed: the key of a set that was made here, else each file's size and time."""
+    made = _stamp(paths.data() / profile.datasets[which].root).get("key")
+    states = ((file.name, file.stat()) for file in data.files)
+    return made or [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+
+
+def _sam_files(profile: Profile) -> tuple[Path, ...]:
+    """Weights, and the sources of a SAM that is not segment-anything's own."""
+    checkpoint = sam.find_checkpoint(profile.sam.checkpoint)
+    return checkpoint, *(images.sources_of(profile.sam.model) if ":" in profile.sam.model else ())
+
+
+def state(profile: Profile) -> str:
+    """Key of all that decides a score of `profile` beside data set, source, method and seed: settings, code, weights.
+
+    It stands in each row of runs.csv, so that a table never mixes scores of different code.
+    """
+    code = (classes, datasets, evaluation, head, images, inference, metrics, sam, store, training)
+    makers = [one.maker for one in (*profile.sources.values(), *profile.datasets.values()) if one.maker]
+    files = [file for maker in sorted(set(makers)) for file in images.sources_of(maker)]
+    return runs.stage_key(profile.decisive(), code, (*_sam_files(profile), *files))
 
 
 @dataclass(frozen=True)
@@ -141,16 +184,18 @@ def heads(profile: Profile, which: str, source: str, seed: int, shuffled: bool =
     """
     names = class_names(profile, which)
     made, found = training_images(profile, source), embeddings(profile, source)
-    parameters = [made.key, profile.sam, profile.head, profile.distillation, names, seed, shuffled]
-    key = runs.stage_key(parameters, (head, training), (paths.resolve(profile.sam.checkpoint),))
+    parameters = [found.folder.name, profile.head, profile.distillation, names, seed, shuffled]
+    key = runs.stage_key(parameters, (head, training))
     folder = paths.data() / profile.name / "heads" / f"{which}-{source}-{seed}-{key}"
-    hit = (folder / "cost.json").is_file()
-    if not hit:
-        shutil.rmtree(folder, ignore_errors=True)
-        bags = training.Bags.of(found.tokens, made.table["class"].tolist(), names)
-        _train_heads(profile, bags.shuffled(seed) if shuffled else bags, seed, folder)
+    with runs.alone(folder):
+        trained = _load_heads(profile, folder, len(names))
+        hit = trained is not None
+        if not hit:
+            bags = training.Bags.of(found.tokens, made.table["class"].tolist(), names)
+            _train_heads(profile, bags.shuffled(seed) if shuffled else bags, seed, folder)
+            trained = _load_heads(profile, folder, len(names))
     _say(f"heads for {len(names)} classes", hit, folder)
-    return _load_heads(profile, folder, len(names))
+    return trained
 
 
 def _train_heads(profile: Profile, bags: training.Bags, seed: int, folder: Path) -> None:
@@ -161,24 +206,32 @@ def _train_heads(profile: Profile, bags: training.Bags, seed: int, folder: Path)
             bags, profile.head, seed, teacher, profile.distillation, device, label="student"
         )
     part = folder.with_name(folder.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for name, model, rows in (("teacher", teacher, history), ("student", student, student_history)):
-        save_file(model.state_dict(), part / f"{name}.safetensors")
-        rows.to_csv(part / f"{name}.csv", index=False)
-    (part / "cost.json").write_text(json.dumps(cost))
-    part.rename(folder)
+    for leftover in (part, folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with runs.writing(folder):
+        part.mkdir(parents=True)
+        for name, model, rows in (("teacher", teacher, history), ("student", student, student_history)):
+            (part / f"{name}.safetensors").write_bytes(save(model.state_dict()))
+            rows.to_csv(part / f"{name}.csv", index=False)
+        (part / "cost.json").write_text(json.dumps(cost))
+        part.rename(folder)
 
 
-def _load_heads(profile: Profile, folder: Path, classes: int) -> Heads:
+def _load_heads(profile: Profile, folder: Path, classes: int) -> Heads | None:
+    """What `_train_heads` left, or None if it is not there or damaged."""
+
     def one(name: str) -> MaskClassifier:
-        weights = load_file(folder / f"{name}.safetensors")
+        weights = load((folder / f"{name}.safetensors").read_bytes())
         model = MaskClassifier(classes, weights["mean"], weights["std"], profile.head.widths)
         model.load_state_dict(weights)
         return model.eval().requires_grad_(False).to(runs.device())
 
-    histories = [pd.read_csv(folder / f"{name}.csv") for name in ("teacher", "student")]
-    return Heads(one("teacher"), one("student"), *histories, json.loads((folder / "cost.json").read_text()))
+    try:
+        histories = [pd.read_csv(folder / f"{name}.csv") for name in ("teacher", "student")]
+        cost = json.loads((folder / "cost.json").read_text())
+        return Heads(one("teacher"), one("student"), *histories, cost)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):
+        return None
 
 
 METHODS = ("U-SAM", "MIL only", "shuffled labels")
@@ -197,6 +250,8 @@ def score(
         method: "U-SAM" (the student), "MIL only" (its teacher), or "shuffled labels" (a student that cannot know).
         split: test split by default.
     """
+    if method not in METHODS:
+        raise UserError(f"no method '{method}': choose from {', '.join(METHODS)}")
     both = heads(profile, which, source, seed, shuffled=method == "shuffled labels")
     model = both.teacher if method == "MIL only" else both.student
     return recorded(profile, which, source, seed, method, evaluation.by_head(model, profile.inference), split,
@@ -207,16 +262,19 @@ def recorded(
     profile: Profile,
     which: str,
     source: str,
-    seed: int,
+    seed: int | None,
     method: str,
     annotate: evaluation.Annotate,
     split: str | None = None,
     **more: float,
 ) -> Scores:
-    """Evaluate `annotate` on a data set and write the row into runs.csv, under the name `method`."""
+    """Evaluate `annotate` on a data set and write the row into runs.csv, under the name `method`.
+
+    `seed` is None where nothing was trained.
+    """
     data, found = dataset(profile, which, split), embeddings(profile, which, split)
     with runs.timed() as cost:
-        scores = evaluation.evaluate(data, found, annotate, f"{method}, {which}, {source}, seed {seed}")
+        scores = evaluation.evaluate(data, found, annotate, f"{method}, {which}, {source}")
     runs.record(
         paths.results(profile.name) / "runs.csv",
         profile=profile.name,
@@ -225,6 +283,7 @@ def recorded(
         source=source,
         method=method,
         seed=seed,
+        state=state(profile),
         parameters=profile.decisive(),
         miou=scores.miou,
         map50=scores.map50,

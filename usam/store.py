@@ -17,6 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from usam.errors import UserError
+from usam.runs import alone, writing
 from usam.sam import MaskEmbeddings
 
 SHARD = 64
@@ -73,12 +74,13 @@ def build(
         UserError: an image that cannot be read, a full disk. Shards that are finished stay.
     """
     parts = [list(ids[k : k + SHARD]) for k in range(0, len(ids), SHARD)]
-    todo = [(k, part) for k, part in enumerate(parts) if not _is_whole(folder / f"{k:05d}", part)]
-    done = len(ids) - sum(len(part) for _, part in todo)
-    with tqdm(total=len(ids), initial=done, desc=label, unit="image", disable=not todo) as bar:
-        for k, part in todo:
-            entries = _progress((extract(load_image(i)) for i in part), bar)
-            _write(folder / f"{k:05d}", part, entries)
+    with alone(folder):
+        todo = [(k, part) for k, part in enumerate(parts) if not _is_whole(folder / f"{k:05d}", part)]
+        done = len(ids) - sum(len(part) for _, part in todo)
+        with tqdm(total=len(ids), initial=done, desc=label, unit="image", disable=not todo) as bar:
+            for k, part in todo:
+                entries = _progress((extract(load_image(i)) for i in part), bar)
+                _write(folder / f"{k:05d}", part, entries)
     return EmbeddingStore(folder)
 
 
@@ -119,12 +121,12 @@ def _write(shard: Path, ids: list[str | int], embeddings: list[MaskEmbeddings]) 
         for i, e in zip(ids, embeddings, strict=True)
     ]
     try:
-        beside.mkdir(parents=True)
-        np.save(beside / "tokens.npy", np.stack([e.tokens for e in embeddings]))
-        np.save(beside / "iou.npy", np.stack([e.iou for e in embeddings]))
-        (beside / "masks.json").write_text(json.dumps(entries))
-        beside.rename(shard)
-    except OSError as error:
+        with writing(shard):
+            beside.mkdir(parents=True)
+            np.save(beside / "tokens.npy", np.stack([e.tokens for e in embeddings]))
+            np.save(beside / "iou.npy", np.stack([e.iou for e in embeddings]))
+            (beside / "masks.json").write_text(json.dumps(entries))
+            beside.rename(shard)
+    except UserError:
         shutil.rmtree(beside, ignore_errors=True)
-        reason = error.strerror or error  # NumPy's short writes have no strerror
-        raise UserError(f"cannot write embeddings to {shard}: {reason}; free some disk space, start again") from error
+        raise

@@ -20,7 +20,6 @@ DRAWINGS: dict[str, Callable[[np.random.Generator], list[Part]]] = {
     **vehicles.DRAWINGS,
     **household.DRAWINGS,
 }
-LOOKS = ("scene", "studio", "web")
 SCENE_SIZES = ((192, 256), (256, 192), (224, 224), (176, 256), (256, 176))  # (height, width): both orientations
 
 

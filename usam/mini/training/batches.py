@@ -6,6 +6,7 @@ No class label is in a batch. Individuals and parts are numbers that hold within
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
@@ -14,7 +15,8 @@ from usam.mini.shapes import Part
 from usam.mini.splits import rng_of
 from usam.mini.world import DRAWINGS, Picture, draw, scene
 
-SCENES, VIEWS, CLICKS = 8, 2, 5  # a batch: 8 scenes, two pictures of each, five clicks a picture
+SCENES, VIEWS = 8, 2  # a batch: 8 scenes, two pictures of each
+CLICKS, SAM_CLICKS = 15, 5  # on each picture; the first five go through SAM's own decoder, which is dear
 SHAPE_SIZE = 24
 SIZES = ((128, 128), (96, 128), (128, 96), (112, 128), (128, 112))
 
@@ -30,35 +32,42 @@ def neutral_drawing(parts: list[Part]) -> np.ndarray:
     return cv2.resize(layers, (SHAPE_SIZE, SHAPE_SIZE), interpolation=cv2.INTER_AREA).transpose(2, 0, 1)
 
 
-def click_targets(picture: Picture, y: int, x: int) -> np.ndarray:
-    """What a click may mean, as (4, H, W) bool: [whole, part, group, whole], the order of SAM's four masks.
+def click_targets(maps: Tensor, points: Tensor) -> Tensor:
+    """What each click may mean, at the decoder's resolution and in the order of SAM's four masks.
 
     A click beside all objects means the background, four times.
+
+    Args:
+        maps: (B, 3, S, S) integers: number of the object, the group and the part at each pixel, -1 in the padding.
+        points: (B, K, 2) of (x, y), whole pixels.
+
+    Returns:
+        (B * K, 4, S / 2, S / 2) float32, [whole, part, group, whole]: which share of a mask pixel belongs to it.
+        Shares, not yes or no: so the logits tell where within a pixel a border runs, and enlarging them is worth it.
     """
-    part, thing = picture.parts[y, x], picture.objects[y, x]
-    whole = picture.objects == thing
-    if part == 0:
-        return np.stack([whole] * 4)
-    mates = [k for k, owner in enumerate(picture.part_of, 1) if owner == picture.part_of[part - 1]]
-    return np.stack([whole, picture.parts == part, np.isin(picture.parts, mates), whole])
+    x, y = points.long().unbind(-1)  # (B, K)
+    clicked = maps[torch.arange(len(maps), device=maps.device)[:, None], :, y, x]  # (B, K, 3)
+    same = (maps[:, None] == clicked[..., None, None]).flatten(0, 1)  # (B * K, 3, S, S)
+    return F.avg_pool2d(same.float(), 2)[:, [0, 2, 1, 0]]
 
 
 def _clicks(picture: Picture, rng: np.random.Generator) -> list[tuple[int, int]]:
-    """CLICKS points (y, x): four on objects (each object in turn, a random visible part), the rest beside them."""
+    """CLICKS points (y, x), in fives: four on objects (each in turn, a random visible part), one beside them."""
     visible = [k for k in range(1, len(picture.names) + 1) if (picture.objects == k).sum() >= 30]
     named = [k for k in visible if picture.names[k - 1] is not None]
-    points = []
-    for n in range(4 if named else 0):
-        thing = named[n % len(named)]
-        ids, areas = np.unique(picture.parts[picture.objects == thing], return_counts=True)
-        part = rng.choice(ids, p=np.sqrt(areas) / np.sqrt(areas).sum())
-        points.append(_pixel((picture.parts == part) & (picture.objects == thing), rng))
     blobs = [k for k in visible if picture.names[k - 1] is None]
-    if blobs and rng.random() < 0.5:
-        points.append(_pixel(picture.objects == rng.choice(blobs), rng))
-    while len(points) < CLICKS:
-        background = picture.objects == 0
-        points.append(_pixel(background if background.any() else picture.objects > 0, rng))
+    background = picture.objects == 0
+    points = []
+    for n in range(CLICKS):
+        if named and n % 5 < 4:
+            thing = named[(n - n // 5) % len(named)]
+            ids, areas = np.unique(picture.parts[picture.objects == thing], return_counts=True)
+            part = rng.choice(ids, p=np.sqrt(areas) / np.sqrt(areas).sum())
+            points.append(_pixel((picture.parts == part) & (picture.objects == thing), rng))
+        elif blobs and rng.random() < 0.5:
+            points.append(_pixel(picture.objects == rng.choice(blobs), rng))
+        else:
+            points.append(_pixel(background if background.any() else picture.objects > 0, rng))
     return points
 
 
@@ -68,16 +77,17 @@ def _pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
     return int(ys[k]), int(xs[k])
 
 
-def _pad(array: np.ndarray) -> np.ndarray:
-    """Zeros to the right and below up to IMAGE_SIZE, as Sam.preprocess does."""
+def _pad(array: np.ndarray, value: int = 0) -> np.ndarray:
+    """`value` to the right and below up to IMAGE_SIZE, as Sam.preprocess does with zeros."""
     height, width = array.shape[-2:]
-    return np.pad(array, [(0, 0)] * (array.ndim - 2) + [(0, IMAGE_SIZE - height), (0, IMAGE_SIZE - width)])
+    space = [(0, 0)] * (array.ndim - 2) + [(0, IMAGE_SIZE - height), (0, IMAGE_SIZE - width)]
+    return np.pad(array, space, constant_values=value)
 
 
 def make_batch(index: int, split: str = "sam") -> dict[str, Tensor]:
     """Batch `index` of a stream: SCENES scenes, VIEWS pictures of each, CLICKS clicks on each picture."""
     rng = rng_of(split, index)
-    batch: dict[str, list] = {k: [] for k in ("images", "points", "targets", "owners", "owner_map", "part_map")}
+    batch: dict[str, list] = {k: [] for k in ("images", "points", "maps", "owners", "owner_map")}
     shapes: list[np.ndarray] = []
     for _ in range(SCENES):
         count = int(rng.choice([1, 2, 3, 4], p=[0.3, 0.35, 0.25, 0.1]))
@@ -88,11 +98,10 @@ def make_batch(index: int, split: str = "sam") -> dict[str, Tensor]:
             _add(batch, scene(individuals, rng, SIZES[rng.integers(len(SIZES))], look, clutter=3), rng)
     return {
         "images": torch.from_numpy(np.stack(batch["images"])),  # (16, 3, 128, 128) float32
-        "points": torch.tensor(batch["points"], dtype=torch.float32).view(-1, 1, 2),  # (80, 1, 2) x, y
-        "targets": torch.from_numpy(np.stack(batch["targets"])),  # (80, 4, 64, 64) float16, share of a mask pixel
-        "owners": torch.tensor(batch["owners"]),  # (80,) the individual clicked, -1 for blobs and background
+        "points": torch.tensor(batch["points"], dtype=torch.float32),  # (16, CLICKS, 2) x, y
+        "maps": torch.from_numpy(np.stack(batch["maps"])),  # (16, 3, 128, 128) object, group, part; padding -1
+        "owners": torch.tensor(batch["owners"]),  # (16, CLICKS) the individual clicked, -1 for blobs and background
         "owner_map": torch.from_numpy(np.stack(batch["owner_map"])),  # (16, 64, 64) the same at each mask pixel
-        "part_map": torch.from_numpy(np.stack(batch["part_map"])),  # (16, 64, 64) part number, 0 background
         "shapes": torch.from_numpy(np.stack(shapes)),  # (individuals, 2, 24, 24)
     }
 
@@ -104,22 +113,14 @@ def _anyone(rng: np.random.Generator) -> list[Part]:
 def _add(batch: dict[str, list], picture: Picture, rng: np.random.Generator) -> None:
     """One picture and the clicks on it."""
     owner = np.array([-1, *(-1 if name is None else int(name) for name in picture.names)])
+    numbers = {who: n for n, who in enumerate(dict.fromkeys(picture.part_of), 1)}
+    group = np.array([0, *(numbers[who] for who in picture.part_of)], np.uint8)
+    clicks = _clicks(picture, rng)
     batch["images"].append(_pad(_normalised(picture.image)))
-    batch["owner_map"].append((_pad(owner[picture.objects] + 1) - 1)[1::2, 1::2])
-    batch["part_map"].append(_pad(picture.parts.astype(np.int64))[1::2, 1::2])
-    for y, x in _clicks(picture, rng):
-        batch["points"].append((x, y))
-        batch["targets"].append(_halved(_pad(click_targets(picture, y, x))))
-        batch["owners"].append(int(owner[picture.objects[y, x]]))
-
-
-def _halved(masks: np.ndarray) -> np.ndarray:
-    """Bool masks (N, H, W) at the decoder's resolution, (N, H/2, W/2) float16: how much of a pixel a mask covers.
-
-    Shares, not yes or no: so the logits tell where within a pixel a border runs, and enlarging them is worth it.
-    """
-    count, height, width = masks.shape
-    return masks.reshape(count, height // 2, 2, width // 2, 2).mean((2, 4), dtype=np.float16)
+    batch["owner_map"].append(_pad(owner[picture.objects], -1)[1::2, 1::2])
+    batch["maps"].append(_pad(np.int16([picture.objects, group[picture.parts], picture.parts]), -1))
+    batch["points"].append([(x, y) for y, x in clicks])
+    batch["owners"].append([int(owner[picture.objects[y, x]]) for y, x in clicks])
 
 
 def _normalised(image: np.ndarray) -> np.ndarray:

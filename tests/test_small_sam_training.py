@@ -1,0 +1,102 @@
+"""How the small SAM is trained: what a click means, the losses by hand, a run that stops and goes on."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from usam.mini.sam import build_sam
+from usam.mini.training import batches, train
+
+
+def test_click_targets_of_a_drawing_by_hand():
+    whole, group, part = torch.zeros(3, 4, 4, dtype=torch.int16)
+    whole[:, 1:] = 1  # three of four columns are one object
+    part[:2, 1:], part[2:, 1:] = 1, 2
+    part[3, 3] = 3
+    group[:2, 1:], group[2:, 1:] = 1, 2  # parts 2 and 3 are one group
+    maps = torch.stack([whole, group, part])[None]
+    maps[..., 3:, :1] = -1  # padding
+    given = batches.click_targets(maps, torch.tensor([[[2.0, 3.0], [0.0, 0.0]]]))
+    assert given.shape == (2, 4, 2, 2)
+    on_part, on_background = given
+    assert on_part[0].tolist() == on_part[3].tolist() == [[0.5, 1.0], [0.5, 1.0]]
+    assert on_part[1].tolist() == [[0.0, 0.0], [0.5, 0.75]]
+    assert on_part[2].tolist() == [[0.0, 0.0], [0.5, 1.0]]
+    assert all(mask.tolist() == [[0.5, 0.0], [0.25, 0.0]] for mask in on_background)  # without the padding
+
+
+def test_batches_repeat_themselves_and_carry_no_name():
+    one, same, other = (batches.make_batch(index) for index in (3, 3, 4))
+    assert all(torch.equal(one[k], same[k]) for k in one)
+    assert not torch.equal(one["images"], other["images"])
+    assert {t.dtype for t in one.values()} <= {torch.float32, torch.int16, torch.int64}
+    x, y = one["points"].long().unbind(-1)
+    clicked = torch.stack([owners[b, a] for owners, a, b in zip(one["maps"][:, 0], x, y, strict=True)])
+    assert (clicked >= 0).all()  # never in the padding
+    assert ((one["owners"] >= 0) <= (clicked > 0)).all()  # who was clicked is an object
+
+
+def test_mask_loss_by_hand():
+    target = torch.zeros(1, 1, 2, 2)
+    target[..., 0] = 1  # half of the pixels
+    loss, quality, measured = train.mask_loss(torch.zeros(1, 1, 2, 2), target, torch.tensor([[0.25]]), 1.0)
+    dice = 1 - (2 * 2 * 0.5 + 1) / (4 * 0.5 + 2 + 1)
+    assert loss.item() == pytest.approx(math.log(2) + 2 * dice, abs=1e-6)
+    assert measured.item() == 0 and quality.item() == pytest.approx(0.25**2)  # logits of 0 are outside
+    _, quality, measured = train.mask_loss(20 * target - 10, target, torch.tensor([[1.0]]), 0.0)
+    assert measured.item() == 1 and quality.item() == 0
+
+
+def test_balance_weighs_the_inside_of_small_masks():
+    target = torch.zeros(1, 1, 10, 10)
+    target[0, 0, 0, 0] = 1
+    missed = torch.full((1, 1, 10, 10), -5.0)
+    assert (
+        train.mask_loss(missed, target, torch.zeros(1, 1), 1.0)[0]
+        > train.mask_loss(missed, target, torch.zeros(1, 1), 0.0)[0]
+    )
+
+
+def test_same_individual_loss_is_small_where_individuals_lie_together():
+    owners = torch.tensor([0, 0, 1, 1])
+    apart = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+    assert train.same_individual_loss(apart, owners) < 0.01
+    mixed = apart[[0, 2, 1, 3]]
+    assert train.same_individual_loss(mixed, owners) > 5
+    everything_alike = torch.ones(4, 2)
+    assert train.same_individual_loss(everything_alike, owners).item() == pytest.approx(math.log(3), abs=1e-4)
+
+
+def test_short_cut_knows_where_the_click_was():
+    torch.manual_seed(0)
+    short_cut = train.ShortCut()
+    points = torch.tensor([[[32.0, 32.0], [96.0, 96.0]]])
+    logits = short_cut(torch.zeros(1, 256, 16, 16), torch.zeros(1, 32, 64, 64), points)
+    assert logits.shape == (2, 4, 64, 64)
+    # without features only the offsets are left: the same picture, moved by half its side
+    torch.testing.assert_close(logits[0, :, :32, :32], logits[1, :, 32:, 32:], atol=1e-4, rtol=1e-4)
+
+
+def test_schedule_goes_through_both_phases():
+    plans = [train.schedule(share, 1000) for share in np.linspace(0, 1, 101)]
+    first = [p for p in plans if p.tokens == 0]
+    assert 0 < len(first) < len(plans) and plans[: len(first)] == first
+    assert plans[-1].tokens == 1 and plans[-1].balance == 0 and plans[-1].rate < 1e-5
+    assert all(p.rate <= p.maps_rate <= max(train.RATES) for p in plans)
+
+
+def test_training_stops_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "ENCODER_SHARE", 0.0)  # the decoder from the first step on
+    out = tmp_path / "sam.safetensors"
+    first = train.train(0.005, out)
+    build_sam().load_state_dict(load_file(out))
+    before = load_file(out)
+    second = train.train(first["minutes"] + 0.01, out)
+    assert second["steps"] > first["steps"] >= 1
+    assert second["pictures"] == 16 * second["steps"]
+    assert any(not torch.equal(before[k], v) for k, v in load_file(out).items())
+    third = train.train(0.005, tmp_path / "other.safetensors", start=out, first=second["steps"])
+    assert third["steps"] >= 1

@@ -1,0 +1,111 @@
+"""Stages: what is made, what is reused, what is left alone."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load
+
+from usam import images, paths, profiles, runs, stages, training
+from usam.errors import UserError
+from usam.profiles import Profile
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch) -> Profile:
+    """The smoke profile with two classes and one data set, and an empty data folder."""
+    monkeypatch.setenv("USAM_DATA", str(tmp_path))
+    smoke = profiles.load("smoke")
+    voc = smoke.datasets["voc"].model_copy(update={"classes": ["car", "dog"], "images": {"test": 2, "val": 1}})
+    head = smoke.head.model_copy(update={"epochs": 1})
+    return smoke.model_copy(update={"datasets": {"voc": voc}, "head": head})
+
+
+def with_data(profile: Profile, **changes) -> Profile:
+    return profile.model_copy(update={"datasets": {"voc": profile.datasets["voc"].model_copy(update=changes)}})
+
+
+def test_a_folder_that_was_not_made_here_is_left_alone(tiny):
+    real = paths.data() / "smoke" / "VOC2012" / "JPEGImages"
+    real.mkdir(parents=True)
+    (real / "2007_000001.jpg").write_bytes(b"irreplaceable")
+    with pytest.raises(UserError, match=r"was not made by .*left alone"):
+        stages.dataset(tiny, "voc")
+    assert (real / "2007_000001.jpg").read_bytes() == b"irreplaceable"
+
+
+def test_a_failed_making_keeps_the_set_that_was_there(tiny):
+    before = stages.dataset(tiny, "voc").image_ids
+    with pytest.raises(UserError, match="no class 'unicorn'"):
+        stages.dataset(with_data(tiny, classes=["car", "unicorn"]), "voc")
+    assert stages.dataset(tiny, "voc").image_ids == before
+
+
+def test_other_settings_or_a_damaged_stamp_make_the_set_again(tiny):
+    root = paths.data() / "smoke" / "VOC2012"
+    assert len(stages.dataset(tiny, "voc")) == 2
+    (root / stages.STAMP).write_text("")
+    (root / "JPEGImages" / "leftover").touch()
+    assert len(stages.dataset(with_data(tiny, images={"test": 3, "val": 1}), "voc")) == 3
+    assert not (root / "JPEGImages" / "leftover").exists()
+
+
+def test_the_test_split_is_the_default(tiny):
+    assert stages.embeddings(tiny, "voc").folder == stages.embeddings(tiny, "voc", "test").folder
+    assert stages.embeddings(tiny, "voc", "val").folder != stages.embeddings(tiny, "voc").folder
+
+
+def test_damaged_heads_are_trained_again_to_the_same(tiny, monkeypatch):
+    stages.heads(tiny, "voc", "web", 0)
+    student = next(paths.data().rglob("student.safetensors"))
+    before = load(student.read_bytes())  # load_file would map the file that is damaged here
+    for damage in (lambda f: f.write_bytes(b""), lambda f: f.write_bytes(f.read_bytes()[:1000]), Path.unlink):
+        damage(student)
+        stages.heads(tiny, "voc", "web", 0)
+        assert all((load(student.read_bytes())[k] == v).all() for k, v in before.items())
+    monkeypatch.setattr(training, "train", None)  # what is whole is not trained again
+    stages.heads(tiny, "voc", "web", 0)
+
+
+def test_heads_belong_to_the_embeddings_they_were_trained_on(tiny, monkeypatch):
+    def folders() -> set[Path]:
+        return {p.parent for p in paths.data().rglob("student.safetensors")}
+
+    stages.heads(tiny, "voc", "web", 0)
+    first = folders()
+    fewer = tiny.model_copy(update={"sam": tiny.sam.model_copy(update={"points_per_side": 2})})
+    stages.heads(fewer, "voc", "web", 0)
+    assert len(folders()) == len(first) + 1
+
+
+def test_pictures_of_a_real_set_that_were_replaced_are_embedded_again(tiny):
+    stages.dataset(tiny, "voc")
+    root = paths.data() / "smoke" / "VOC2012"
+    (root / stages.STAMP).unlink()
+    shutil.move(root, paths.data() / "real")
+    real = with_data(tiny, maker=None, root="real")
+    before = stages.embeddings(real, "voc").folder
+    assert stages.embeddings(real, "voc").folder == before
+    one, other = sorted((paths.data() / "real" / "JPEGImages").glob("test*.jpg"))
+    shutil.copyfile(one, other)
+    assert stages.embeddings(real, "voc").folder != before
+
+
+def test_unknown_method_and_maker(tiny):
+    with pytest.raises(UserError, match="no method 'MIL': choose from U-SAM, MIL only"):
+        stages.score(tiny, "voc", "web", 0, "MIL")
+    for name, said in (("math:pi", "is no function"), ("math:none", "cannot be imported"), ("none", "cannot be")):
+        with pytest.raises(UserError, match=said):
+            images.sources_of(name)
+
+
+def test_full_disk_is_one_line(tiny, monkeypatch):
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on device")
+
+    stages.training_images(tiny, "web")
+    monkeypatch.setattr(stages, "save", full)
+    with pytest.raises(UserError, match=r"cannot write .*heads.*: No space left on device; free some disk space"):
+        stages.heads(tiny, "voc", "web", 0)
+    with pytest.raises(UserError, match="cannot write"), runs.writing(paths.data()):
+        full()
