@@ -3,8 +3,8 @@
 Two measurements on held-out drawings (validation seeds, which its training never draws):
 
 * one click, best of three: a random visible pixel of a whole object (or of a part) is clicked; the best IoU of the
-  three multimask outputs with that object (that part). Objects and parts of at least one 8 x 8 patch of the
-  encoder's input count.
+  three multimask outputs, enlarged as segment-anything does, with that object (that part). Objects and parts of at
+  least one 8 x 8 patch of the encoder's input count.
 * probe: an MLP learns the class from the tokens of grid points on single-object drawings, and is scored on grid
   points on objects of validation scenes, 20 categories. It tells how much meaning the tokens carry.
 """
@@ -27,7 +27,7 @@ from usam.mini import data, world
 from usam.mini.sam import IMAGE_SIZE, STRIDE
 from usam.mini.splits import rng_of
 from usam.mini.world import Picture
-from usam.sam import Extractor, point_grid, to_image_size
+from usam.sam import Extractor, point_grid
 
 
 def one_click(extractor: Extractor, scenes: int) -> dict[str, float]:
@@ -40,8 +40,9 @@ def one_click(extractor: Extractor, scenes: int) -> dict[str, float]:
         if targets:
             clicks = np.float32([_pixel(mask, rng) for _, mask in targets])
             logits, _, _, inner = extractor.decode(picture.image, clicks)
-            for (kind, mask), three in zip(targets, (logits[:, 1:] > 0).cpu().numpy(), strict=True):
-                found[kind].append(max(_iou(m, mask) for m in _full(three, inner, mask.shape)))
+            full = extractor.sam.postprocess_masks(logits[:, 1:], inner, picture.objects.shape) > 0
+            for (kind, mask), three in zip(targets, full.cpu().numpy(), strict=True):
+                found[kind].append(max(_iou(m, mask) for m in three))
     return {f"{kind}_iou": float(np.mean(values)) for kind, values in found.items()} | {
         f"{kind}_count": len(values) for kind, values in found.items()
     }
@@ -60,15 +61,11 @@ def _targets(picture: Picture) -> Iterator[tuple[str, np.ndarray]]:
                 yield "part", mask
 
 
-def _pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[float, float]:
+def _pixel(mask: np.ndarray, rng: np.random.Generator) -> tuple[int, int]:
+    """A random pixel (x, y) of the mask; SAM itself adds the half that lies between a pixel and its centre."""
     ys, xs = np.nonzero(mask)
     k = rng.integers(len(ys))
-    return xs[k] + 0.5, ys[k] + 0.5
-
-
-def _full(masks: np.ndarray, inner: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    scale = masks.shape[-1] / IMAGE_SIZE
-    return to_image_size(masks, (inner[0] * scale, inner[1] * scale), size)
+    return int(xs[k]), int(ys[k])
 
 
 def _iou(a: np.ndarray, b: np.ndarray) -> float:
