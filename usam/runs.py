@@ -134,9 +134,10 @@ def check_disk(folder: Path, needed: float) -> None:
 def record(file: Path, **row: Any) -> None:
     """Write one run into `file` (runs.csv) beside where and with what it ran; replaces the row of the same run.
 
-    Two rows are the same run when all of profile, dataset, source, method, split, seed and parameters agree.
+    Two rows are the same run when all of profile, dataset, source, method, split, seed, parameters and state (see
+    `stages.state`) agree.
     """
-    same = ["profile", "dataset", "split", "source", "method", "seed", "parameters"]
+    same = ["profile", "dataset", "split", "source", "method", "seed", "parameters", "state"]
     row = {**row, "parameters": json.dumps(row.get("parameters", {}), sort_keys=True, default=_plain)}
     row |= dict(commit=commit(), hardware=hardware(), versions=versions(), when=time.strftime("%Y-%m-%dT%H:%M:%S"))
     new = pd.DataFrame([row])
