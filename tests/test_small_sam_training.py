@@ -80,6 +80,19 @@ def test_short_cut_knows_where_the_click_was():
     torch.testing.assert_close(logits[0, :, :32, :32], logits[1, :, 32:, 32:], atol=1e-4, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_untrained_tokens_look_at_the_place_of_the_click():
+    torch.manual_seed(0)
+    sam = build_sam()
+    train.look_nearby(sam)
+    attention = sam.mask_decoder.transformer.layers[0].cross_attn_token_to_image
+    positions = sam.prompt_encoder.get_dense_pe()  # (1, 256, 16, 16)
+    clicks = torch.tensor([[[19.5, 35.5]], [[107.5, 91.5]]])  # in the cells (x, y) = (2, 4) and (13, 11)
+    sparse, _ = sam.prompt_encoder((clicks, torch.ones(2, 1)), None, None)
+    product = attention.q_proj(sparse[:, 0]) @ attention.k_proj(positions.flatten(2)[0].T).T  # (2, 256 places)
+    assert product.argmax(1).tolist() == [4 * 16 + 2, 11 * 16 + 13]
+
+
 def test_schedule_goes_through_both_phases():
     plans = [train.schedule(share, 1000) for share in np.linspace(0, 1, 101)]
     first = [p for p in plans if p.tokens == 0]
@@ -98,5 +111,12 @@ def test_training_stops_and_goes_on(tmp_path, monkeypatch):
     assert second["steps"] > first["steps"] >= 1
     assert second["pictures"] == 16 * second["steps"]
     assert any(not torch.equal(before[k], v) for k, v in load_file(out).items())
-    third = train.train(0.005, tmp_path / "other.safetensors", start=out, first=second["steps"])
-    assert third["steps"] >= 1
+
+
+def test_training_begins_with_given_weights(tmp_path):
+    sam = build_sam()
+    train.save_weights(sam, tmp_path / "start.safetensors")
+    run = train.Run(tmp_path / "other.safetensors", torch.device("cpu"), start=tmp_path / "start.safetensors")
+    assert all(
+        torch.equal(v, run.model.sam.state_dict()[k]) for k, v in load_file(tmp_path / "start.safetensors").items()
+    )

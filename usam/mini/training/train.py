@@ -10,7 +10,8 @@ paint, background, pose, neighbours, light). Two phases share the time:
    things from background, say where within their 8 x 8 pixels borders run, and give the individual's outline and
    part borders as a small neutral drawing.
 2. Everything: a click gives four masks through SAM's own decoder, and their IoU (squared error); its 1024 token
-   values must find the same individual and redraw it, as the features did. The losses of phase 1 go on.
+   values must tell the feature under the click (cosine), find the same individual and redraw it, as the features
+   did. The losses of phase 1 go on.
 
 Telling individuals apart and redrawing them stand in for SAM's scale (1.1 billion masks), from which its tokens get
 their meaning.
@@ -34,8 +35,8 @@ from usam.mini.sam import IMAGE_SIZE, TOKEN_DIM, build_sam
 from usam.mini.training.batches import SAM_CLICKS, SCENES, SHAPE_SIZE, VIEWS, Stream, click_targets
 from usam.sam import captured_tokens
 
-ENCODER_SHARE = 0.42  # of the time, for phase 1
-RATES = (1e-3, 8e-4)  # peak learning rates of the two phases
+ENCODER_SHARE = 0.46  # of the time, for phase 1
+RATES = (1e-3, 5e-4)  # peak learning rates of the two phases
 
 
 # -- losses -------------------------------------------------------------------------------------------------------
@@ -123,6 +124,44 @@ def detail_loss(logits: Tensor, owners: Tensor, parts: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits, truth, pos_weight=weight)
 
 
+def _relative(points: Tensor) -> Tensor:
+    """Whole pixels (x, y) of the padded picture -> their centres in [-1, 1]."""
+    return (points + 0.5) / IMAGE_SIZE * 2 - 1
+
+
+def under(points: Tensor, features: Tensor) -> Tensor:
+    """What features (B, C, h, w) hold under clicks (B, K, 2) on the picture: (B, K, C)."""
+    return F.grid_sample(features, _relative(points)[:, :, None], align_corners=False)[..., 0].transpose(1, 2)
+
+
+def look_nearby(sam: Sam) -> None:
+    """Initial weights with which a click's tokens look at the place of the click.
+
+    From random weights SAM's decoder must find out by itself that a point's positional encoding and that of a place of
+    the image belong together, through two layers of attention: it takes most of two cores' time. Here queries and
+    keys begin with one projection, so that their product is large where the encodings agree; values pass as they
+    are; and the image is left alone until there is something to tell it.
+    """
+    transformer = sam.mask_decoder.transformer
+    to_image = [layer.cross_attn_token_to_image for layer in transformer.layers]
+    for attention in (*to_image, transformer.final_attn_token_to_image):
+        rows = attention.internal_dim
+        same, value = (torch.linalg.qr(torch.randn(TOKEN_DIM, rows))[0].T for _ in range(2))  # orthonormal rows
+        for layer, weight in zip(
+            (attention.q_proj, attention.k_proj, attention.v_proj, attention.out_proj),
+            (2**0.5 * same, 2**0.5 * same, value, value.T),
+            strict=True,
+        ):
+            layer.weight.data.copy_(weight)
+            layer.bias.data.zero_()
+    for layer in transformer.layers:
+        for linear in (layer.self_attn.v_proj, layer.self_attn.out_proj):
+            nn.init.eye_(linear.weight)
+            nn.init.zeros_(linear.bias)
+        nn.init.zeros_(layer.cross_attn_image_to_token.out_proj.weight)
+        nn.init.zeros_(layer.cross_attn_image_to_token.out_proj.bias)
+
+
 class ShortCut(nn.Module):
     """From the feature under a click to its four masks, without SAM's transformer: ten times cheaper a click.
 
@@ -140,9 +179,8 @@ class ShortCut(nn.Module):
 
     def forward(self, features: Tensor, upscaled: Tensor, points: Tensor) -> Tensor:
         """Mask logits (B * K, 4, 64, 64) of features (B, 256, 16, 16), upscaled (B, 32, 64, 64), points (B, K, 2)."""
-        place = (points + 0.5) / IMAGE_SIZE * 2 - 1  # (B, K, 2) in [-1, 1]
-        at = [F.grid_sample(f, place[:, :, None], align_corners=False)[..., 0] for f in (features, upscaled)]
-        filters = self.filters(torch.cat(at, 1).transpose(1, 2))  # (B, K, 4, 35)
+        place = _relative(points)
+        filters = self.filters(torch.cat([under(points, f) for f in (features, upscaled)], 2))  # (B, K, 4, 35)
         steps = (torch.arange(upscaled.shape[-1], device=points.device) + 0.5) / upscaled.shape[-1] * 2 - 1
         x, y = (steps.view(shape) - place[..., k, None, None] for k, shape in enumerate(((1, -1), (-1, 1))))
         offsets = torch.stack([x.expand(-1, -1, len(steps), -1), y.expand(-1, -1, -1, len(steps)), x**2 + y**2], 2)
@@ -168,10 +206,12 @@ class Trainee(nn.Module):
     def __init__(self):
         super().__init__()
         self.sam = build_sam()
+        look_nearby(self.sam)
         self.individual, self.part = nn.Linear(TOKEN_DIM, 128), nn.Linear(TOKEN_DIM, 64)
         self.thing, self.redraw = nn.Linear(TOKEN_DIM, 1), Redraw(TOKEN_DIM)
         self.short_cut = ShortCut()
         self.detail = nn.Sequential(nn.Conv2d(TOKEN_DIM, 3 * 16, 1), nn.PixelShuffle(4))
+        self.look = nn.Linear(4 * TOKEN_DIM, TOKEN_DIM)
         self.token_individual, self.token_redraw = nn.Linear(4 * TOKEN_DIM, 128), Redraw(4 * TOKEN_DIM)
 
     def forward(self, batch: dict[str, Tensor], plan: "Plan") -> tuple[Tensor, dict[str, float]]:
@@ -189,7 +229,7 @@ class Trainee(nn.Module):
         )
         if plan.tokens > 0:
             more = self.decoder_losses(features, batch, plan.balance)
-            total = 0.3 * total + more["masks"] + more["quality"]
+            total = 0.3 * total + more["masks"] + more["quality"] + 3 * more["look"]
             total = total + plan.tokens * (0.3 * more["token_individual"] + 6 * more["token_redraw"])
             losses |= more
         return total, {k: float(v.detach()) for k, v in losses.items()}
@@ -233,9 +273,12 @@ class Trainee(nn.Module):
             masks, quality, measured = mask_loss(logits, click_targets(batch["maps"], points), ious, balance)
             on_object = owners >= 0
             z, who = tokens[on_object] - tokens.detach().mean(0), owners[on_object]
+            seen = features.detach().float() - features.detach().float().mean((0, 2, 3), keepdim=True)
+            look = 1 - F.cosine_similarity(self.look(tokens), under(points, seen).flatten(0, 1)).mean()
             return dict(
                 masks=masks,
                 quality=quality,
+                look=look,
                 token_individual=same_individual_loss(self.token_individual(z), who),
                 token_redraw=F.binary_cross_entropy_with_logits(self.token_redraw(z), batch["shapes"][who]),
                 part_iou=measured[on_object, 1].mean(),
