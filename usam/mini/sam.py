@@ -75,7 +75,7 @@ def build_sam() -> Sam:
         ),
         mask_decoder=MaskDecoder(
             num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=TOKEN_DIM, mlp_dim=512, num_heads=8),
+            transformer=TwoWayTransformer(depth=2, embedding_dim=TOKEN_DIM, mlp_dim=416, num_heads=8),
             transformer_dim=TOKEN_DIM,
         ),
     ).eval()
