@@ -13,6 +13,8 @@ from usam.errors import UserError
 Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Seconds = Annotated[float, Field(gt=0)]
+Pause = Annotated[float, Field(ge=0)]
 
 
 class _Strict(BaseModel):
@@ -48,6 +50,37 @@ class SourceConfig(_Strict):
 
     maker: str
     per_class: Count
+
+
+class CrawlConfig(_Strict):
+    """Where web images come from and which are accepted (paper 3.4).
+
+    Attributes:
+        source: "openverse", or a CSV file (columns class, url; if you have them page, creator, licence), or a folder
+            with one sub-folder a class, blanks or underscores in its name; relative paths start at the repository.
+        api: Openverse's address; the environment variable OPENVERSE_TOKEN is sent to it, and to nobody else.
+        allow_hosts: host names that may have private or loopback addresses.
+        smallest_side: of an image, in pixels.
+        largest_bytes, largest_pixels: of an image; pixels are counted before anything is decoded (Pillow has a limit
+            of its own at 89 million).
+        timeout: seconds to wait for a connection, and for the next bytes.
+        seconds_per_image: of one image's transfer, attempts and redirects together, pauses not counted.
+        seconds_between_requests, seconds_between_api_requests: to the same host, and to `api`'s (anonymous users have
+            20 requests a minute, 200 a day).
+        candidates_per_image: after so many candidates for each image wanted, a class ends with what it has.
+    """
+
+    source: str = "openverse"
+    api: Annotated[str, Field(pattern="^https?://")] = "https://api.openverse.org/v1/"
+    allow_hosts: list[str] = []
+    smallest_side: Count = 64
+    largest_bytes: Count = 20_000_000
+    largest_pixels: Annotated[int, Field(ge=1, le=89_478_485)] = 50_000_000
+    timeout: Seconds = 20
+    seconds_per_image: Seconds = 60
+    seconds_between_requests: Pause = 1
+    seconds_between_api_requests: Pause = 3
+    candidates_per_image: Count = 6
 
 
 class DataConfig(_Strict):
