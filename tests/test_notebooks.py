@@ -62,8 +62,9 @@ def test_all_run_and_leave_tables_figures_and_rows(smoke):
 
 def test_rows_say_how_to_repeat_them(smoke):
     rows = pd.read_csv(smoke / "runs.csv")
-    wanted = ["commit", "profile", "dataset", "source", "method", "seed", "parameters", "versions", "hardware"]
+    wanted = ["commit", "profile", "dataset", "source", "method", "state", "parameters", "versions", "hardware"]
     assert rows[[*wanted, "seconds", "peak_gib", "miou", "map50"]].notna().all(axis=None)
+    assert set(rows.loc[rows["seed"].isna(), "method"]) == {"our masks + true labels"}  # nothing trained, no seed
     assert rows["miou"].between(0, 1).all() and rows["map50"].between(0, 1).all()
     assert {"U-SAM", "MIL only", "shuffled labels"} <= set(rows["method"])
     same = rows[(rows["dataset"] == "voc") & (rows["split"] == "test") & (rows["source"] == "web")]

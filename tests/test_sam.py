@@ -10,7 +10,6 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 from transformers import SamConfig as TheirConfig
 from transformers import SamModel
-from transformers.models.sam.modeling_sam import SamTwoWayAttentionBlock
 
 from usam import sam
 from usam.profiles import SamConfig
@@ -70,9 +69,9 @@ def converted(model: Sam) -> dict[str, Tensor]:
     return state
 
 
-def decoder_of(transformer_width: int, downsample: int) -> dict:
+def decoder_of(mlp_dim: int) -> dict:
     # segment-anything leaves the decoder's layer norms at torch's own epsilon
-    return dict(mlp_dim=transformer_width, attention_downsample_rate=downsample, layer_norm_eps=1e-5)
+    return dict(mlp_dim=mlp_dim, layer_norm_eps=1e-5)
 
 
 def random_vit() -> tuple[Sam, SamModel]:
@@ -98,7 +97,7 @@ def random_vit() -> tuple[Sam, SamModel]:
     )
     theirs = SamModel(
         TheirConfig(
-            vision_config=vision, prompt_encoder_config=dict(image_size=128), mask_decoder_config=decoder_of(2048, 2)
+            vision_config=vision, prompt_encoder_config=dict(image_size=128), mask_decoder_config=decoder_of(2048)
         )
     )
     theirs.load_state_dict(converted(ours))
@@ -116,14 +115,10 @@ def small_pair(ours: Sam) -> tuple[Sam, SamModel]:
         global_attn_indexes=[0],
     )
     prompts = dict(image_size=128, patch_size=8)
+    mlp_dim = ours.mask_decoder.transformer.layers[0].mlp.lin1.out_features
     theirs = SamModel(
-        TheirConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder_of(512, 4))
+        TheirConfig(vision_config=vision, prompt_encoder_config=prompts, mask_decoder_config=decoder_of(mlp_dim))
     )
-    layers = theirs.mask_decoder.transformer.layers  # these ignore the configured rate of 4 and take 2
-    for i in range(len(layers)):
-        layers[i] = SamTwoWayAttentionBlock(
-            theirs.config.mask_decoder_config, attention_downsample_rate=4, skip_first_layer_pe=i == 0
-        )
     state = {k: v for k, v in converted(ours).items() if not k.startswith("vision_encoder")}
     missing, unexpected = theirs.load_state_dict(state, strict=False)
     assert not unexpected and all(name.startswith("vision_encoder") for name in missing)
