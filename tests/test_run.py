@@ -122,7 +122,7 @@ def test_failing_cell_leaves_no_finished_notebook(house, monkeypatch, capsys):
     write(house, "00_a", "from usam.errors import UserError", "raise UserError('no images: run 01')")
     monkeypatch.setattr(paths, "NOTEBOOKS", house / "notebooks")
     monkeypatch.setenv("USAM_RESULTS", str(house / "results"))
-    monkeypatch.setattr(run.profiles, "load", lambda name: None)
+    monkeypatch.setattr(run.profiles, "load", lambda name, seed=None: None)
     monkeypatch.setattr(run, "inputs", lambda name: [])
     assert run.main(["--profile", "tiny", "--seed", "1"]) == 1
     said = capsys.readouterr().err

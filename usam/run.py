@@ -260,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
             os.environ[name] = str(Path(folder).expanduser().resolve())
     start = time.perf_counter()
     try:
-        profiles.load(options.profile)
+        profiles.load(options.profile, seed=options.seed)
         parameters = {"profile": options.profile} | ({} if options.seed is None else {"seed": options.seed})
         results, data = paths.results(options.profile), paths.data() / options.profile
         jobs = choose(plan(paths.NOTEBOOKS, results, parameters, inputs(options.profile)), options.only, options.start)
