@@ -373,9 +373,8 @@ def train(minutes: float, out: Path, start: Path | None = None, first: int = 0, 
     """
     torch.manual_seed(0)
     run, last_save, heard = Run(out, runs.device(), start), time.monotonic(), {}
-    run.model.sam.mask_decoder.output_upscaling.compile(
-        dynamic=False
-    )  # a seventh of a step; after the average was copied from it
+    if compiled:  # after the average was copied from it
+        run.model.sam.mask_decoder.output_upscaling.compile(dynamic=False)
     clock = time.monotonic()
     worker = dict(num_workers=1, prefetch_factor=4, multiprocessing_context="spawn")  # OpenCV's threads survive no fork
     for batch in DataLoader(Stream(first + run.step), batch_size=None, **worker):
