@@ -104,7 +104,7 @@ def test_wrong_value_is_named_with_its_key(tmp_path, where, value):
 
 
 @pytest.mark.parametrize(
-    "where", ["world", "sam", "sam.model", "sam.checkpoint", "datasets.coco.root", "sources.web.maker"]
+    "where", ["world", "sam", "sam.model", "sam.checkpoint", "datasets.coco.root", "sources.web.per_class"]
 )
 def test_missing_key_is_named(tmp_path, where):
     write(tmp_path, changed(where, ...))
@@ -122,6 +122,12 @@ def test_seeds_that_cannot_be_used(tmp_path):
 def test_choices_are_not_made_on_the_test_split(tmp_path):
     write(tmp_path, changed("datasets.voc.validation", SMOKE["datasets"]["voc"]["split"]))
     assert "datasets.voc" in message(tmp_path) and "choices must not be made on test images" in message(tmp_path)
+
+
+def test_a_source_names_one_way(tmp_path):
+    for source in ({"per_class": 1}, {"per_class": 1, "maker": "a:b", "crawl": {}}):
+        write(tmp_path, changed("sources.web", source))
+        assert "sources.web" in message(tmp_path) and "name one of maker, generate, crawl" in message(tmp_path)
 
 
 def test_all_mistakes_are_said_at_once(tmp_path):

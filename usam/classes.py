@@ -1,5 +1,10 @@
 """Class names: PASCAL VOC's 20, COCO's 80 with their ids, the paper's five superclasses, and the prompt."""
 
+import re
+from collections.abc import Sequence
+
+from usam.errors import UserError
+
 VOC = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow",
     "diningtable", "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
@@ -34,3 +39,30 @@ PROMPT = "a photo of a {c}"
 def prompt(name: str) -> str:
     """The text that stands for the class `name`, for the generator and for CLIP (paper 3.4 and 4)."""
     return PROMPT.format(c=name)
+
+
+LONGEST_NAME = 60  # letters; CLIP reads 77 tokens, and a folder bears the name
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Class names become prompts, search words and folder names: all must bear them.
+
+    Raises:
+        UserError: none at all; one that is empty, too long, not ASCII or no folder name; two that share a folder.
+    """
+    if not names:
+        raise UserError("no class names: name at least one")
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _-]*", name) or name != name.strip():
+            raise UserError(
+                f"class name '{name}' is no folder name: use English letters, digits, blanks, '-' and '_' alone"
+            )
+        if len(name) > LONGEST_NAME:
+            raise UserError(f"class name '{name[:20]}...' has {len(name)} letters: at most {LONGEST_NAME} are allowed")
+        if sum(folder_name(name).lower() == folder_name(other).lower() for other in names) > 1:
+            raise UserError(f"class name '{name}' would share its folder with another: name each class once")
+
+
+def folder_name(name: str) -> str:
+    """The folder of a class's images."""
+    return name.replace(" ", "_")

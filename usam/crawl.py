@@ -10,7 +10,6 @@ import io
 import itertools
 import json
 import os
-import re
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -25,6 +24,7 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from usam import images, paths
+from usam.classes import check_names, folder_name
 from usam.errors import UserError
 from usam.fetch import PASSING, UNREACHABLE, Rejected, Web
 from usam.profiles import CrawlConfig
@@ -60,12 +60,14 @@ def crawl(folder: Path, class_names: list[str], config: CrawlConfig, per_class: 
         UserError: a class name that is no folder name, a faulty source, a folder that is not a crawl's, no network,
             no image of a class.
     """
-    _check_names(class_names)
+    check_names(class_names)
     with alone(folder), ThreadPoolExecutor(WORKERS) as pool, contextlib.closing(Web(config)) as web:
         candidates, read = _source(folder, class_names, config, web)
         shelf = _Shelf(folder, config)
         start = sum(min(per_class, len(shelf.kept(name))) for name in class_names)
-        with tqdm(total=per_class * len(class_names), initial=start, desc="web images", unit="image") as bar:
+        whole = per_class * len(class_names)
+        progress = dict(initial=start, desc="web images", unit="image", disable=start == whole)
+        with tqdm(total=whole, **progress) as bar:
             for name in class_names:
                 work = shelf.work(name, per_class, candidates(name))
                 _fill(shelf, work, per_class - len(shelf.kept(name)), partial(pool.submit, read), web.reached, bar)
@@ -77,18 +79,6 @@ def crawl(folder: Path, class_names: list[str], config: CrawlConfig, per_class: 
     table = _table(shelf.file)
     table[NUMBERS] = table[NUMBERS].apply(pd.to_numeric, errors="coerce").astype("Int64")
     return table
-
-
-def _check_names(class_names: list[str]) -> None:
-    for name in class_names:
-        if not re.fullmatch(r"\w[\w -]*", name):
-            raise UserError(f"class name '{name}' is no folder name: use letters, digits, blanks, '-' and '_'")
-        if sum(_folder(name).lower() == _folder(other).lower() for other in class_names) > 1:
-            raise UserError(f"class name '{name}' would share its folder with another: name each class once")
-
-
-def _folder(class_name: str) -> str:
-    return class_name.replace(" ", "_")
 
 
 def _fill(
@@ -203,7 +193,7 @@ class _Shelf:
     def _store(self, name: str, content: bytes, suffix: str) -> str:
         taken = {Path(row["file"]).stem for row in self.kept(name)}
         stem = next(stem for stem in map("{:04d}".format, itertools.count()) if stem not in taken)
-        file = f"{_folder(name)}/{stem}.{suffix}"
+        file = f"{folder_name(name)}/{stem}.{suffix}"
         write_atomically(self.folder / file, content)
         for stray in (self.folder / file).parent.glob(f"{stem}.*"):  # of a run that was killed before its row was there
             if stray.name != Path(file).name:
@@ -259,7 +249,7 @@ def _candidate(class_name: str, *facts: object) -> dict:
 
 
 def _in_folder(root: Path, name: str) -> Iterator[dict]:
-    for folder in sorted({name, _folder(name)}):
+    for folder in sorted({name, folder_name(name)}):
         for file in sorted((root / folder).glob("[!.]*")):
             if file.is_file() or file.is_symlink():
                 yield _candidate(name, f"{folder}/{file.name}", "", "", "")
@@ -294,7 +284,7 @@ def _listed(file: Path, class_names: list[str]) -> dict[str, Iterator[dict]]:
 def _openverse(answers: Path, web: Web, name: str) -> Iterator[dict]:
     token = os.environ.get("OPENVERSE_TOKEN", "").strip()
     for page in itertools.count(1):
-        file = answers / _folder(name) / f"{page:03d}.json"
+        file = answers / folder_name(name) / f"{page:03d}.json"
         if not file.exists():
             query = urlencode({"q": name, "page": page, "page_size": 20, "mature": "false"})
             content = _ask(web, f"{web.config.api.rstrip('/')}/images/?{query}", token)

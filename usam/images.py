@@ -2,15 +2,16 @@
 
 import importlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
-from usam.classes import prompt
+from usam.classes import folder_name, prompt
 from usam.errors import UserError
 from usam.profiles import SourceConfig
 from usam.runs import alone, write_atomically
@@ -42,7 +43,7 @@ def sources_of(name: str) -> tuple[Path, ...]:
 
 def image_file(class_name: str, index: int) -> str:
     """Where image `index` of a class lies in its source's folder."""
-    return f"{class_name.replace(' ', '_')}/{index:04d}.png"
+    return f"{folder_name(class_name)}/{index:04d}.png"
 
 
 def collect(folder: Path, class_names: list[str], source: SourceConfig, seed: int = 0) -> pd.DataFrame:
@@ -62,32 +63,49 @@ def collect(folder: Path, class_names: list[str], source: SourceConfig, seed: in
     with alone(folder):
         missing = [(name, k) for name, k in wanted if not (folder / image_file(name, k)).exists()]
         for name, k in tqdm(missing, desc="images", unit="image", disable=not missing):
-            _save(
-                folder / image_file(name, k),
-                make(name, k, seed),
-                {"prompt": prompt(name), "seed": seed, "maker": source.maker},
-            )
+            about = {"prompt": prompt(name), "seed": seed, "maker": source.maker}
+            save(folder / image_file(name, k), make(name, k, seed), about)
     rows = [(name, k, prompt(name), image_file(name, k)) for name, k in wanted]
     return pd.DataFrame(rows, columns=["class", "index", "prompt", "file"])
 
 
-def _save(file: Path, image: np.ndarray, facts: dict) -> None:
+def save(file: Path, image: np.ndarray, about: dict[str, object]) -> None:
+    """Write an image (H, W, 3) uint8 RGB as PNG, whole or not at all; `about` goes into its text."""
     text = PngImagePlugin.PngInfo()
-    for key, value in facts.items():
+    for key, value in about.items():
         text.add_text(key, str(value))
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "PNG", pnginfo=text)
     write_atomically(file, buffer.getvalue())
 
 
-def read(file: str | Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB.
+def facts(file: Path) -> dict[str, str]:
+    """What `save` wrote into the text of an image.
 
     Raises:
         UserError: the file is missing or not an image.
     """
+    with _opened(file) as image:
+        return {k: v for k, v in image.info.items() if isinstance(v, str)}
+
+
+def read(file: str | Path) -> np.ndarray:
+    """An image file as (H, W, 3) uint8 RGB, upright as its camera noted, 16-bit values scaled down.
+
+    Raises:
+        UserError: the file is missing or not an image.
+    """
+    with _opened(file) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        return np.asarray(upright.convert("RGB"))
+
+
+@contextmanager
+def _opened(file: str | Path) -> Iterator[Image.Image]:
     try:
         with Image.open(file) as image:
-            return np.asarray(image.convert("RGB"))
+            yield image
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
         raise UserError(f"image {file} cannot be read ({error}): delete it and run notebook 01_images again") from error

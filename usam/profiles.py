@@ -40,16 +40,27 @@ class SamConfig(_Strict):
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
-class SourceConfig(_Strict):
-    """Where training images come from (paper 3.4).
+class GenerateConfig(_Strict):
+    """A text-to-image model and how it draws (paper 3.4; 4: Stable Diffusion v1-4).
 
     Attributes:
-        maker: "module:function"; `function(class_name, index, seed)` returns an RGB image (H, W, 3) uint8.
-        per_class: images per class name (paper: 200 synthetic, about 45 from the web).
+        model: a folder in the format of diffusers (relative paths start at the repository), or owner/name on the
+            Hugging Face hub.
+        steps: of the scheduler.
+        guidance: scale of classifier-free guidance; up to 1 is none.
+        size: side of the images in pixels, a multiple of 8; the model's own by default.
+        batch: images drawn at once, all of one class.
+        precision: arithmetic of the model.
+        device: "auto" is the GPU if there is one.
     """
 
-    maker: str
-    per_class: Count
+    model: str
+    steps: Count = 50
+    guidance: Annotated[float, Field(ge=0)] = 7.5
+    size: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
+    batch: Count = 8
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
 
 
 class CrawlConfig(_Strict):
@@ -68,6 +79,8 @@ class CrawlConfig(_Strict):
         seconds_between_requests, seconds_between_api_requests: to the same host, and to `api`'s (anonymous users have
             20 requests a minute, 200 a day).
         candidates_per_image: after so many candidates for each image wanted, a class ends with what it has.
+        server: "module:function" of a server to crawl instead of the world; `function(class_names, per_class, port)`
+            is a context manager that answers at `api` while it is open.
     """
 
     source: str = "openverse"
@@ -81,6 +94,30 @@ class CrawlConfig(_Strict):
     seconds_between_requests: Pause = 1
     seconds_between_api_requests: Pause = 3
     candidates_per_image: Count = 6
+    server: str | None = None
+
+
+class SourceConfig(_Strict):
+    """Where training images come from (paper 3.4); one of `maker`, `generate` and `crawl`.
+
+    Attributes:
+        per_class: images per class name (paper: 200 synthetic, about 45 from the web).
+        maker: "module:function"; `function(class_name, index, seed)` returns an RGB image (H, W, 3) uint8.
+        generate: they are drawn by a text-to-image model.
+        crawl: they are found on the web.
+    """
+
+    per_class: Count
+    maker: str | None = None
+    generate: GenerateConfig | None = None
+    crawl: CrawlConfig | None = None
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        ways = ("maker", "generate", "crawl")
+        if sum(getattr(self, way) is not None for way in ways) != 1:
+            raise ValueError(f"name one of {', '.join(ways)}: an image comes from one place")
+        return self
 
 
 class DataConfig(_Strict):

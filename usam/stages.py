@@ -11,12 +11,27 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from usam import classes, datasets, evaluation, head, images, inference, metrics, paths, runs, sam, store, training
+from usam import (
+    classes,
+    datasets,
+    evaluation,
+    head,
+    images,
+    inference,
+    metrics,
+    paths,
+    runs,
+    sam,
+    sources,
+    store,
+    training,
+)
 from usam.datasets import CocoDataset, Dataset, VocDataset
 from usam.errors import UserError
 from usam.evaluation import Scores
 from usam.head import MaskClassifier
 from usam.profiles import DataConfig, Profile
+from usam.sources import TrainingImages
 from usam.store import EmbeddingStore
 
 _said: set[Path] = set()  # once is enough: a notebook opens the same embeddings many times
@@ -95,33 +110,14 @@ def _stamp(root: Path) -> dict:
         return {}
 
 
-@dataclass(frozen=True)
-class TrainingImages:
-    """Images of a source.
-
-    Attributes:
-        folder: in which they lie.
-        table: one row an image: class, index, prompt, file (relative to the folder).
-        key: of everything that made them.
-    """
-
-    folder: Path
-    table: pd.DataFrame
-    key: str
-
-
 def training_images(profile: Profile, source: str) -> TrainingImages:
     """Images of every class of the profile's data sets from `source` ("synthetic", "web") (paper 3.4)."""
     if source not in profile.sources:
         raise UserError(f"profile '{profile.name}' has no source '{source}': it has {', '.join(profile.sources)}")
-    config = profile.sources[source]
     names = sorted({name for which in profile.datasets for name in class_names(profile, which)})
-    key = runs.stage_key([config.maker], (classes, images), images.sources_of(config.maker))
-    folder = paths.data() / profile.name / "images" / f"{source}-{key}"
-    hit = all((folder / images.image_file(n, k)).exists() for n in names for k in range(config.per_class))
-    table = images.collect(folder, names, config)
-    _say(f"{len(table)} {source} images", hit, folder)
-    return TrainingImages(folder, table, runs.stage_key([key, names, config.per_class]))
+    made = sources.collect(paths.data() / profile.name / "images", source, profile.sources[source], names)
+    _say(f"{len(made.table)} {source} images", made.hit, made.folder)
+    return made
 
 
 def embeddings(profile: Profile, what: str, split: str | None = None) -> EmbeddingStore:
@@ -161,9 +157,10 @@ def state(profile: Profile) -> str:
     It stands in each row of runs.csv, so that a table never mixes scores of different code.
     """
     code = (classes, datasets, evaluation, head, images, inference, metrics, sam, store, training)
-    makers = [one.maker for one in (*profile.sources.values(), *profile.datasets.values()) if one.maker]
-    files = [file for maker in sorted(set(makers)) for file in images.sources_of(maker)]
-    return runs.stage_key(profile.decisive(), code, (*_sam_files(profile), *files))
+    made = [sources.source_key(source) for source in profile.sources.values()]
+    makers = sorted({config.maker for config in profile.datasets.values() if config.maker})
+    files = [file for maker in makers for file in images.sources_of(maker)]
+    return runs.stage_key([profile.decisive(), made], code, (*_sam_files(profile), *files))
 
 
 @dataclass(frozen=True)

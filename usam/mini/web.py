@@ -12,6 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 
+from usam.errors import UserError
 from usam.mini.data import web
 
 # What is wrong at which place of every class's list, over and over: 7 of 28 are bad, three more only look it.
@@ -34,11 +35,16 @@ def serve(class_names: list[str], per_class: int, port: int = 0) -> Iterator[str
         port: a free one by default; name it when a crawl shall go on with another server.
 
     Raises:
-        UserError: nobody has drawn such a class.
+        UserError: nobody has drawn such a class; the port is in use.
     """
     for name in class_names:
         web(name, 0, 0)  # an unknown class is an error here, not in the server's threads
-    server = _Server(("127.0.0.1", port), _Handler)
+    try:
+        server = _Server(("127.0.0.1", port), _Handler)
+    except OSError as error:
+        raise UserError(
+            f"port {port} of this machine is in use ({error.strerror}): wait for the other run, or mend `api`"
+        ) from error
     server.class_names, server.count, server.asked = class_names, 2 * per_class, set()
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()

@@ -90,12 +90,12 @@ def make_batch(index: int, split: str = "sam") -> dict[str, Tensor]:
     batch: dict[str, list] = {k: [] for k in ("images", "points", "maps", "owners", "owner_map")}
     shapes: list[np.ndarray] = []
     for _ in range(SCENES):
-        count = int(rng.choice([1, 2, 3, 4], p=[0.3, 0.35, 0.25, 0.1]))
+        count = int(rng.choice([1, 2, 3, 4, 5], p=[0.25, 0.3, 0.25, 0.12, 0.08]))
         individuals = [(str(len(shapes) + k), _anyone(rng)) for k in range(count)]  # a number in place of a name
         shapes += [neutral_drawing(parts) for _, parts in individuals]
         for _ in range(VIEWS):
-            look = "any" if rng.random() < 0.7 else "scene"
-            _add(batch, scene(individuals, rng, SIZES[rng.integers(len(SIZES))], look, clutter=3), rng)
+            look = rng.choice(["any", "scene"])
+            _add(batch, scene(individuals, rng, SIZES[rng.integers(len(SIZES))], look), rng)
     return {
         "images": torch.from_numpy(np.stack(batch["images"])),  # (16, 3, 128, 128) float32
         "points": torch.tensor(batch["points"], dtype=torch.float32),  # (16, CLICKS, 2) x, y

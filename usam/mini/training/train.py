@@ -35,8 +35,9 @@ from usam.mini.sam import IMAGE_SIZE, TOKEN_DIM, build_sam
 from usam.mini.training.batches import SAM_CLICKS, SCENES, SHAPE_SIZE, VIEWS, Stream, click_targets
 from usam.sam import captured_tokens
 
-ENCODER_SHARE = 0.46  # of the time, for phase 1
-RATES = (1e-3, 5e-4)  # peak learning rates of the two phases
+ENCODER_SHARE = 0.37  # of the time, for phase 1
+RATES = (8e-4, 5e-4)  # peak learning rates of the two phases
+MASK_WEIGHTS = (0.6, 1.5, 1.2, 0.7)  # of single, part, group, whole in the mask losses: parts are learned last
 
 
 # -- losses -------------------------------------------------------------------------------------------------------
@@ -75,14 +76,15 @@ def mask_loss(logits: Tensor, targets: Tensor, ious: Tensor, balance: float) -> 
     truth = targets.float()
     share = truth.mean((2, 3), keepdim=True)
     weight = ((1 - share) / share.clamp(min=1e-4)).sqrt().clamp(1, 10) ** balance
-    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, pos_weight=weight)
+    cross_entropy = F.binary_cross_entropy_with_logits(logits, truth, pos_weight=weight, reduction="none")
     p = logits.sigmoid()
     overlap, total = (p * truth).sum((2, 3)), (p + truth).sum((2, 3))
     dice = 1 - (2 * overlap + 1) / (total + 1)
     with torch.no_grad():
         hard, wanted = logits > 0, truth >= 0.5
         measured = (hard & wanted).sum((2, 3)) / (hard | wanted).sum((2, 3)).clamp(min=1)
-    return cross_entropy + 2 * dice.mean(), F.mse_loss(ious, measured), measured
+    losses = cross_entropy.mean((2, 3)) + 2 * dice  # (N, 4)
+    return (losses * losses.new_tensor(MASK_WEIGHTS)).mean(), F.mse_loss(ious, measured), measured
 
 
 def same_individual_loss(z: Tensor, owners: Tensor, temperature: float = 0.1) -> Tensor:
@@ -219,17 +221,12 @@ class Trainee(nn.Module):
         features = self.sam.image_encoder(batch["images"])
         upscaled = self.sam.mask_decoder.output_upscaling(features)
         losses = self.feature_losses(features.float(), upscaled.float(), batch, plan.balance)
-        total = (
-            losses["individual"]
-            + 20 * losses["redraw"]
-            + 0.5 * losses["part"]
-            + 0.5 * losses["thing"]
-            + 5 * losses["detail"]
-            + 3 * losses["clicks"]
-        )
+        meaning = losses["individual"] + 20 * losses["redraw"]
+        place = 0.5 * losses["part"] + 0.5 * losses["thing"] + 5 * losses["detail"] + 6 * losses["clicks"]
+        total = 0.5 * meaning + place
         if plan.tokens > 0:
             more = self.decoder_losses(features, batch, plan.balance)
-            total = 0.3 * total + more["masks"] + more["quality"] + 3 * more["look"]
+            total = 0.3 * total + 2 * more["masks"] + more["quality"] + 3 * more["look"]
             total = total + plan.tokens * (0.3 * more["token_individual"] + 6 * more["token_redraw"])
             losses |= more
         return total, {k: float(v.detach()) for k, v in losses.items()}

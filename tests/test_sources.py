@@ -1,0 +1,101 @@
+"""Training images of each kind of source, through the stages as notebooks call them."""
+
+import socket
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from usam import generate, images, paths, profiles, runs, stages
+from usam.errors import UserError
+from usam.profiles import CrawlConfig, GenerateConfig, Profile, SourceConfig
+
+
+@pytest.fixture
+def both(tmp_path: Path, monkeypatch, model) -> Profile:
+    """The smoke profile with two classes; its images are drawn by a small model, and crawled on this machine."""
+    monkeypatch.setenv("USAM_DATA", str(tmp_path))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    crawl = CrawlConfig(
+        api=f"http://127.0.0.1:{port}/v1/", allow_hosts=["127.0.0.1"], server="usam.mini.web:serve",
+        seconds_between_requests=0, seconds_between_api_requests=0,
+    )  # fmt: skip
+    smoke = profiles.load("smoke")
+    sources = {
+        "synthetic": SourceConfig(per_class=3, generate=GenerateConfig(model=str(model), steps=2, batch=2)),
+        "web": SourceConfig(per_class=3, crawl=crawl),
+    }
+    voc = smoke.datasets["voc"].model_copy(update={"classes": ["car", "dog"], "images": {"test": 2, "val": 1}})
+    return smoke.model_copy(update={"sources": sources, "datasets": {"voc": voc}})
+
+
+def with_source(profile: Profile, which: str, **changes) -> Profile:
+    changed = profile.sources[which].model_copy(update=changes)
+    return profile.model_copy(update={"sources": profile.sources | {which: changed}})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(f.relative_to(folder)): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+@pytest.mark.parametrize("source", ["synthetic", "web"])
+def test_images_are_made_once_and_embedded_in_their_order(both, source, capsys):
+    made = stages.training_images(both, source)
+    assert made.table["class"].tolist() == ["car"] * 3 + ["dog"] * 3
+    assert made.table["index"].tolist() == [0, 1, 2] * 2
+    assert made.table["prompt"].unique().tolist() == ["a photo of a car", "a photo of a dog"]
+    assert not made.hit and "6 " + source in capsys.readouterr().out
+    before = files(made.folder)
+    again = stages.training_images(both, source)
+    assert again.hit and again.key == made.key and again.table.equals(made.table) and files(made.folder) == before
+    found = stages.embeddings(both, source)
+    first = images.read(made.folder / made.table["file"][0]).shape[:2]
+    assert len(found) == 6 and tuple(found[0].image_size) == first
+
+
+def test_the_crawl_tells_what_it_threw_away_and_more_images_go_on(both):
+    made = stages.training_images(both, "web")
+    manifest = runs.read_csv(made.folder / "manifest.csv")
+    assert {"kept", "rejected"} == set(manifest["status"])
+    assert "HTTP 404" in manifest["reason"].tolist()
+    more = stages.training_images(with_source(both, "web", per_class=4), "web")
+    assert more.folder == made.folder and len(more.table) == 8 and more.key != made.key
+    few = stages.training_images(both, "web")  # the first profile again: as if nobody had asked for more
+    assert few.key == made.key and few.table["file"].tolist() == made.table["file"].tolist()
+
+
+def test_other_settings_are_other_images(both):
+    folders = {
+        stages.training_images(profile, "synthetic").folder
+        for profile in (both, with_source(both, "synthetic", generate=both.sources["synthetic"].generate.model_copy(
+            update={"guidance": 1.0})))
+    }  # fmt: skip
+    assert len(folders) == 2
+    one, other = (images.read(folder / "car" / "0000.png") for folder in folders)
+    assert one.shape == other.shape and not np.array_equal(one, other)
+
+
+def test_another_model_in_the_same_folder_is_another_state(both, model, tmp_path):
+    before = stages.state(both), stages.sources.source_key(both.sources["synthetic"])
+    copy = tmp_path / "copy"
+    for file in generate.model_files(str(model)):
+        (copy / file.relative_to(model)).parent.mkdir(parents=True, exist_ok=True)
+        (copy / file.relative_to(model)).write_bytes(file.read_bytes())
+    config = both.sources["synthetic"].generate.model_copy(update={"model": str(copy)})
+    first = stages.sources.source_key(SourceConfig(per_class=1, generate=config))
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    assert stages.sources.source_key(SourceConfig(per_class=1, generate=config)) != first
+    assert (stages.state(both), stages.sources.source_key(both.sources["synthetic"])) == before
+
+
+def test_a_port_that_is_taken_is_one_line(both):
+    port = int(both.sources["web"].crawl.api.split(":")[2].split("/")[0])
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", port))
+        other.listen()
+        with pytest.raises(UserError, match=rf"port {port} .*in use.*mend `api`"):
+            stages.training_images(both, "web")
+    assert paths.data().exists()

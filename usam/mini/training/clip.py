@@ -1,0 +1,196 @@
+"""Train the small CLIP: `python -m usam.mini.training.clip --minutes 30`.
+
+A `transformers` folder: CLIPModel and CLIPProcessor with a small vocabulary of its own. Pictures are drawings with
+captions, one or two things in all looks, never a masked crop, never a picture of a test split. The loss is CLIP's, but
+images of equal captions count as each other's matches: a batch holds many dogs.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tokenizers import pre_tokenizers, trainers
+from torch import Tensor
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    CLIPTextConfig,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+)
+
+from usam import runs
+from usam.classes import PROMPT, VOC
+from usam.mini import world
+from usam.mini.data import drawing_of
+from usam.mini.splits import rng_of
+from usam.mini.training.pictures import NAMES, caption, render, square
+
+SIDE, ROOM = 64, 80  # pixels of CLIP's input, and of the pictures that it is cut out of
+LENGTH = 16  # tokens of a caption
+LOOKS = ("studio", "web", "any", "scene")
+BATCH, RATE = 256, 1e-3
+
+
+def tokenizer() -> CLIPTokenizer:
+    """CLIP's byte-level tokenizer, with one token for each word of the captions; other words are spelt."""
+    plain = CLIPTokenizer()
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(
+        vocab_size=10_000, min_frequency=1, show_progress=False, initial_alphabet=letters, end_of_word_suffix="</w>"
+    )
+    backend = plain.backend_tokenizer
+    backend.train_from_iterator([PROMPT.format(c=f"{name} and a {name}") for name in NAMES], trainer)
+    learned = json.loads(backend.to_str())["model"]
+    words = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters), *learned["vocab"]])
+    words = [word for word in words if not word.startswith("<|")] + ["<|startoftext|>", "<|endoftext|>"]
+    merges = [tuple(pair) for pair in learned["merges"]]
+    return CLIPTokenizer(vocab={word: k for k, word in enumerate(words)}, merges=merges, model_max_length=LENGTH)
+
+
+def build(words: CLIPTokenizer) -> CLIPModel:
+    """The small CLIP with fresh weights: 1.8M parameters."""
+    size = dict(hidden_size=128, intermediate_size=512, num_attention_heads=4, hidden_act="gelu", projection_dim=128)
+    ends = dict(bos_token_id=words.bos_token_id, eos_token_id=words.eos_token_id, pad_token_id=words.pad_token_id)
+    text = CLIPTextConfig(
+        vocab_size=len(words),
+        num_hidden_layers=3,
+        max_position_embeddings=LENGTH,
+        **size | {"intermediate_size": 256},
+        **ends,
+    )
+    vision = CLIPVisionConfig(image_size=SIDE, patch_size=8, num_hidden_layers=6, **size)
+    return CLIPModel(CLIPConfig(text_config=text.to_dict(), vision_config=vision.to_dict(), projection_dim=128))
+
+
+def processor(words: CLIPTokenizer) -> CLIPProcessor:
+    """Pictures are brought to SIDE pixels and CLIP's mean and deviation; captions to tokens."""
+    images = CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    return CLIPProcessor(image_processor=images, tokenizer=words)
+
+
+def cut(pictures: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Squares of pictures (N, 3, ROOM, ROOM) uint8, mirrored or not, in other light: (N, 3, SIDE, SIDE) float32."""
+    count = len(pictures)
+    zoom = 1 - 0.35 * torch.rand(count)
+    place = (1 - zoom)[:, None] * (2 * torch.rand(count, 2) - 1)
+    mirror = torch.where(torch.rand(count) < 0.5, -1.0, 1.0)
+    matrix = torch.zeros(count, 2, 3)
+    matrix[:, 0, 0], matrix[:, 1, 1], matrix[:, :, 2] = zoom * mirror, zoom, place
+    grid = F.affine_grid(matrix, [count, 3, SIDE, SIDE], align_corners=False)
+    found = F.grid_sample(pictures.float() / 255, grid, padding_mode="reflection", align_corners=False)
+    light = 1 + 0.2 * (2 * torch.rand(count, 3, 1, 1) - 1)
+    return ((found * light).clamp(0, 1) - mean) / std
+
+
+def contrastive_loss(images: Tensor, texts: Tensor, captions: Sequence[str], scale: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy; the target is spread over all pairs of equal captions.
+
+    Args:
+        images, texts: (N, D) embeddings of the pairs.
+        captions: of each pair.
+        scale: CLIP's learned temperature, as its logarithm.
+    """
+    numbers = {c: k for k, c in enumerate(dict.fromkeys(captions))}
+    who = torch.tensor([numbers[c] for c in captions])
+    same = (who[:, None] == who[None]).float()
+    target = same / same.sum(1, keepdim=True)
+    logits = scale.exp() * F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+
+
+def train(minutes: float, out: Path, count: int) -> dict:
+    """Train for `minutes` on `count` pictures of each look, save the folder, and say what it took."""
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    words = tokenizer()
+    model, both, device = build(words).to(runs.device()).train(), processor(words), runs.device()
+    mean, std = (
+        torch.tensor(v).view(3, 1, 1) for v in (both.image_processor.image_mean, both.image_processor.image_std)
+    )
+    pictures, drawings = render(LOOKS, "train", "clip", count, ROOM)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.1, betas=(0.9, 0.98))
+    step, start, heard = 0, time.monotonic(), 0.0
+    while (share := (time.monotonic() - start) / (60 * minutes)) < 1:
+        for group in optimizer.param_groups:
+            group["lr"] = RATE * min((step + 1) / 200, 1) * (0.5 + 0.5 * math.cos(math.pi * share))
+        chosen = rng.integers(len(pictures), size=BATCH)
+        captions = [caption(drawings[k], rng) for k in chosen]
+        tokens = words(captions, padding="max_length", max_length=LENGTH, return_tensors="pt").to(device)
+        with torch.autocast(device.type, torch.bfloat16):
+            seen = model.get_image_features(cut(pictures[chosen], mean, std).to(device)).pooler_output
+            read = model.get_text_features(**tokens).pooler_output
+        loss = contrastive_loss(seen.float(), read.float(), captions, model.logit_scale)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=math.log(100))
+        step, heard = step + 1, loss.item() if step == 0 else 0.98 * heard + 0.02 * loss.item()
+        if step % 50 == 0:
+            print(f"{step} {(time.monotonic() - start) / 60:.1f} min loss {heard:.3f}", flush=True)
+    save(model.eval(), both, out)
+    return dict(steps=step, pictures=step * BATCH, drawn=len(pictures), minutes=minutes, hardware=runs.hardware())
+
+
+def save(model: CLIPModel, both: CLIPProcessor, out: Path) -> None:
+    """Write the folder beside, then move it into place."""
+    beside = out.with_name(out.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    model.to("cpu").save_pretrained(beside)
+    both.save_pretrained(beside)
+    shutil.rmtree(out, ignore_errors=True)
+    beside.rename(out)
+
+
+@torch.no_grad()
+def zero_shot(folder: Path, looks: Sequence[str], per_class: int, key: str = "clip") -> dict[str, float]:
+    """Top-1 accuracy over the 20 VOC names, on held-out drawings of one thing, by look."""
+    model, both = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
+    texts = both(text=[PROMPT.format(c=name) for name in VOC], padding=True, return_tensors="pt")
+    found = {}
+    for look in looks:
+        pictures, truth = held_out(look, per_class, key)
+        scores = []
+        for some in pictures.split(200):
+            seen = both(images=list(some), return_tensors="pt")
+            scores.append(model(**texts, **seen).logits_per_image.argmax(1))
+        found[look] = (torch.cat(scores) == truth).float().mean().item()
+    return found
+
+
+def held_out(look: str, per_class: int, key: str) -> tuple[Tensor, Tensor]:
+    """Drawings of VOC's classes that no training has seen, at their own size made square: images, class numbers."""
+    made = [
+        (square(getattr(world, look)(drawing_of(name), rng_of("val", key, look, name, k)).image, 160), c)
+        for c, name in enumerate(VOC)
+        for k in range(per_class)
+    ]
+    images = torch.from_numpy(np.stack([image for image, _ in made])).permute(0, 3, 1, 2)
+    return images, torch.tensor([c for _, c in made])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=30, help="training time; the schedule follows it")
+    parser.add_argument("--out", type=Path, default=Path("clip"), help="the folder to write")
+    parser.add_argument("--count", type=int, default=10_000, help="pictures to draw of each of the four looks")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    took = train(arguments.minutes, arguments.out, arguments.count)
+    print(json.dumps(took | {"zero_shot": zero_shot(arguments.out, ("studio", "web"), 50)}))
+
+
+if __name__ == "__main__":
+    main()

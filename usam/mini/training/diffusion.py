@@ -1,0 +1,241 @@
+"""Train the small Stable Diffusion: `python -m usam.mini.training.diffusion --minutes 120`.
+
+A `diffusers` folder of Stable Diffusion's own parts, small: an AutoencoderKL (64 px, latents 4 x 16 x 16), a
+UNet2DConditionModel that reads prompts through the small CLIP's text encoder, a scheduler. It learns studio-look
+drawings with the prompt "a photo of a {c}", for all class names and the paper's superclasses. First the autoencoder,
+then, on its latents, the U-Net: v-prediction, the signal-to-noise weight cut at 5, one prompt in ten left empty for
+classifier-free guidance.
+"""
+
+import argparse
+import json
+import math
+import shutil
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+)
+from torch import Tensor, nn
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from usam import runs
+from usam.classes import prompt
+from usam.mini.training.clip import LENGTH
+from usam.mini.training.pictures import NAMES, members, render
+
+SIDE = 64
+AUTOENCODER_SHARE = 0.12  # of the time
+BATCH, RATE = 64, 1e-3
+AUTOENCODER_BATCH, AUTOENCODER_RATE = 32, 2e-3
+NO_PROMPT = 0.1  # share of pictures that are learned without their prompt
+SNR_LIMIT = 5.0
+
+
+def autoencoder() -> AutoencoderKL:
+    """Fresh weights: 0.8M parameters, a quarter of the side, four channels."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=SIDE,
+        mid_block_add_attention=False,
+    )
+
+
+def unet() -> UNet2DConditionModel:
+    """Fresh weights; it looks at the prompt where its features are 8 x 8."""
+    return UNet2DConditionModel(
+        sample_size=SIDE // 4,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(48, 96),
+        layers_per_block=1,
+        cross_attention_dim=128,
+        attention_head_dim=4,
+        norm_num_groups=16,
+    )
+
+
+NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction")
+
+
+class Loop:
+    """One of the two trainings: steps until its time is over, with a state on disk to go on from."""
+
+    def __init__(self, model: nn.Module, rate: float, minutes: float, state: Path):
+        self.model, self.rate, self.seconds_in_all, self.file = model, rate, 60 * minutes, state
+        self.optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.99))
+        ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
+        self.average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema)
+        self.step, self.seconds = 0, 0.0
+        if state.exists():
+            print(f"going on from {state}; delete it to begin anew", flush=True)
+            kept = torch.load(state, weights_only=True)
+            for name in ("model", "optimizer", "average"):
+                getattr(self, name).load_state_dict(kept[name])
+            self.step, self.seconds = kept["step"], kept["seconds"]
+
+    def run(self, loss_of) -> nn.Module:
+        """Steps on `loss_of(model, generator)`; returns the average."""
+        clock, saved, heard = time.monotonic(), time.monotonic(), None
+        generator = torch.Generator().manual_seed(self.step)
+        while (share := self.seconds / self.seconds_in_all) < 1:
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.rate * min((self.step + 1) / 200, 1) * (0.5 + 0.5 * math.cos(math.pi * share))
+            loss = loss_of(self.model, generator)
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+            self.optimizer.step()
+            self.average.update_parameters(self.model)
+            self.step += 1
+            self.seconds, clock = self.seconds + time.monotonic() - clock, time.monotonic()
+            heard = loss.item() if heard is None else 0.98 * heard + 0.02 * loss.item()
+            if self.step % 50 == 0:
+                print(f"{self.step} {self.seconds / 60:.1f} min loss {heard:.4f}", flush=True)
+            if time.monotonic() - saved > 300:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+        return self.average.module.eval()
+
+    def save(self) -> None:
+        state = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "average")}
+        beside = self.file.with_suffix(".part")
+        torch.save(state | dict(step=self.step, seconds=self.seconds), beside)
+        beside.replace(self.file)
+
+
+def train(minutes: float, out: Path, clip: Path, per_drawing: int) -> dict:
+    """Train both parts within `minutes` over all starts, write the folder `out`, and say what it took.
+
+    Args:
+        minutes: the schedules follow them.
+        out: the folder; states to go on from lie beside it.
+        clip: folder of the small CLIP, whose text encoder reads the prompts.
+        per_drawing: pictures to draw of each thing.
+    """
+    torch.manual_seed(0)
+    device = runs.device()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    drawn = len({drawing for name in NAMES for drawing in members(name)})
+    pictures, drawings = render(("studio",), "train", "diffusion", per_drawing * drawn, SIDE)
+    pictures = pictures.float() / 127.5 - 1  # (N, 3, 64, 64) in [-1, 1]
+
+    first = Loop(autoencoder().to(device), AUTOENCODER_RATE, minutes * AUTOENCODER_SHARE, out.with_suffix(".vae.pt"))
+    vae = first.run(lambda model, generator: autoencoder_loss(model, pictures, generator))
+    latents = encode(vae, pictures)
+    vae.register_to_config(scaling_factor=1 / latents[:, 0].std().item())
+    latents = latents * vae.config.scaling_factor
+
+    words, reader = CLIPTokenizer.from_pretrained(clip), CLIPTextModel.from_pretrained(clip).eval()
+    prompts = read_prompts(words, reader)
+    pools = [torch.tensor([k for k, (one,) in enumerate(drawings) if one in members(name)]) for name in NAMES]
+    second = Loop(unet().to(device), RATE, minutes * (1 - AUTOENCODER_SHARE), out.with_suffix(".unet.pt"))
+    noise = DDPMScheduler(**NOISE)
+    net = second.run(lambda model, generator: denoising_loss(model, latents, prompts, pools, noise, generator))
+
+    pipe = StableDiffusionPipeline(
+        vae=vae.half().cpu(),
+        text_encoder=reader.half().cpu(),
+        tokenizer=words,
+        unet=net.half().cpu(),
+        scheduler=DPMSolverMultistepScheduler(**NOISE, steps_offset=1),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    beside = out.with_name(out.name + ".part")
+    shutil.rmtree(beside, ignore_errors=True)
+    pipe.save_pretrained(beside)
+    shutil.rmtree(out, ignore_errors=True)
+    beside.rename(out)
+    steps = dict(autoencoder_steps=first.step, unet_steps=second.step)
+    return steps | dict(minutes=minutes, drawn=len(pictures), hardware=runs.hardware())
+
+
+def autoencoder_loss(vae: AutoencoderKL, pictures: Tensor, generator: torch.Generator) -> Tensor:
+    """Reconstruction (absolute error) of a random batch, and a little of the latents' divergence from a normal."""
+    some = pictures[torch.randint(len(pictures), (AUTOENCODER_BATCH,), generator=generator)].to(vae.device)
+    with torch.autocast(vae.device.type, torch.bfloat16):
+        latent = vae.encode(some).latent_dist
+        again = vae.decode(
+            latent.mean + latent.std * torch.randn(latent.mean.shape, generator=generator).to(vae.device)
+        )
+    return F.l1_loss(again.sample.float(), some) + 1e-6 * latent.kl().float().mean()
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
+    """Mean and deviation of the latents of all pictures: (N, 2, 4, 16, 16) float32."""
+    found = [vae.encode(some.to(vae.device)).latent_dist for some in pictures.split(256)]
+    return torch.cat([torch.stack([d.mean, d.std], 1).cpu() for d in found])
+
+
+@torch.no_grad()
+def read_prompts(words: CLIPTokenizer, reader: CLIPTextModel) -> Tensor:
+    """What the text encoder says of each name's prompt, and last of none: (len(NAMES) + 1, LENGTH, 128)."""
+    texts = [*(prompt(name) for name in NAMES), ""]
+    tokens = words(texts, padding="max_length", max_length=LENGTH, return_tensors="pt")
+    return reader(tokens.input_ids)[0]
+
+
+def denoising_loss(
+    net: UNet2DConditionModel,
+    latents: Tensor,
+    prompts: Tensor,
+    pools: list[Tensor],
+    noise: DDPMScheduler,
+    generator: torch.Generator,
+) -> Tensor:
+    """Weighted squared error of v on a random batch: a name, a picture that it may mean, a time.
+
+    Args:
+        net: the U-Net.
+        latents: (N, 2, 4, 16, 16) mean and deviation, scaled.
+        prompts: (len(pools) + 1, LENGTH, 128), the last one empty.
+        pools: which pictures each name may mean.
+        noise: the schedule.
+        generator: the only source of chance.
+    """
+    names = torch.randint(len(pools), (BATCH,), generator=generator)
+    places = torch.stack([pools[n][torch.randint(len(pools[n]), (1,), generator=generator)[0]] for n in names.tolist()])
+    mean, std = latents[places].unbind(1)
+    clean = mean + std * torch.randn(mean.shape, generator=generator)
+    names[torch.rand(BATCH, generator=generator) < NO_PROMPT] = len(pools)
+    times = torch.randint(noise.config.num_train_timesteps, (BATCH,), generator=generator)
+    chance = torch.randn(clean.shape, generator=generator)
+    noisy, wanted = noise.add_noise(clean, chance, times), noise.get_velocity(clean, chance, times)
+    with torch.autocast(net.device.type, torch.bfloat16):
+        given = net(noisy.to(net.device), times.to(net.device), prompts[names].to(net.device)).sample
+    share = noise.alphas_cumprod[times]
+    snr = share / (1 - share)
+    weight = snr.clamp(max=SNR_LIMIT) / (snr + 1)
+    return (weight.to(net.device) * (given.float() - wanted.to(net.device)).square().mean((1, 2, 3))).mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--minutes", type=float, default=120, help="training time over all starts")
+    parser.add_argument("--clip", type=Path, default=Path("clip"), help="folder of the small CLIP")
+    parser.add_argument("--out", type=Path, default=Path("diffusion"), help="the folder to write")
+    parser.add_argument("--per-drawing", type=int, default=600, help="pictures to draw of each thing")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    print(json.dumps(train(arguments.minutes, arguments.out, arguments.clip, arguments.per_drawing)))
+
+
+if __name__ == "__main__":
+    main()
