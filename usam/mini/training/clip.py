@@ -30,10 +30,7 @@ from transformers import (
 
 from usam import runs
 from usam.classes import PROMPT, VOC
-from usam.mini import world
-from usam.mini.data import drawing_of
-from usam.mini.splits import rng_of
-from usam.mini.training.pictures import NAMES, caption, render, square
+from usam.mini.training.pictures import NAMES, caption, held_out, render
 
 SIDE, ROOM = 64, 80  # pixels of CLIP's input, and of the pictures that it is cut out of
 LENGTH = 16  # tokens of a caption
@@ -117,7 +114,7 @@ def train(minutes: float, out: Path, count: int) -> dict:
     mean, std = (
         torch.tensor(v).view(3, 1, 1) for v in (both.image_processor.image_mean, both.image_processor.image_std)
     )
-    pictures, drawings = render(LOOKS, "train", "clip", count, ROOM)
+    pictures, drawings = render(LOOKS, "train", "clip", range(count), ROOM)
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.1, betas=(0.9, 0.98))
     step, start, heard = 0, time.monotonic(), 0.0
     while (share := (time.monotonic() - start) / (60 * minutes)) < 1:
@@ -167,17 +164,6 @@ def zero_shot(folder: Path, looks: Sequence[str], per_class: int, key: str = "cl
             scores.append(model(**texts, **seen).logits_per_image.argmax(1))
         found[look] = (torch.cat(scores) == truth).float().mean().item()
     return found
-
-
-def held_out(look: str, per_class: int, key: str) -> tuple[Tensor, Tensor]:
-    """Drawings of VOC's classes that no training has seen, at their own size made square: images, class numbers."""
-    made = [
-        (square(getattr(world, look)(drawing_of(name), rng_of("val", key, look, name, k)).image, 160), c)
-        for c, name in enumerate(VOC)
-        for k in range(per_class)
-    ]
-    images = torch.from_numpy(np.stack([image for image, _ in made])).permute(0, 3, 1, 2)
-    return images, torch.tensor([c for _, c in made])
 
 
 def main() -> None:

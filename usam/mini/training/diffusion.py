@@ -30,6 +30,7 @@ from usam import runs
 from usam.classes import prompt
 from usam.mini.training.clip import LENGTH
 from usam.mini.training.pictures import NAMES, members, render
+from usam.mini.world import DRAWINGS
 
 SIDE = 64
 AUTOENCODER_SHARE = 0.12  # of the time
@@ -37,6 +38,7 @@ BATCH, RATE = 64, 1e-3
 AUTOENCODER_BATCH, AUTOENCODER_RATE = 32, 2e-3
 NO_PROMPT = 0.1  # share of pictures that are learned without their prompt
 SNR_LIMIT = 5.0
+PER_DRAWING = 600
 
 
 def autoencoder() -> AutoencoderKL:
@@ -129,8 +131,7 @@ def train(minutes: float, out: Path, clip: Path, per_drawing: int) -> dict:
     torch.manual_seed(0)
     device = runs.device()
     out.parent.mkdir(parents=True, exist_ok=True)
-    drawn = len({drawing for name in NAMES for drawing in members(name)})
-    pictures, drawings = render(("studio",), "train", "diffusion", per_drawing * drawn, SIDE)
+    pictures, drawings = learned(per_drawing)
     pictures = pictures.float() / 127.5 - 1  # (N, 3, 64, 64) in [-1, 1]
 
     first = Loop(autoencoder().to(device), AUTOENCODER_RATE, minutes * AUTOENCODER_SHARE, out.with_suffix(".vae.pt"))
@@ -148,7 +149,7 @@ def train(minutes: float, out: Path, clip: Path, per_drawing: int) -> dict:
 
     pipe = StableDiffusionPipeline(
         vae=vae.half().cpu(),
-        text_encoder=reader.half().cpu(),
+        text_encoder=reader,  # not in half: diffusers widens its own parts on loading, transformers does not
         tokenizer=words,
         unet=net.half().cpu(),
         scheduler=DPMSolverMultistepScheduler(**NOISE, steps_offset=1),
@@ -163,6 +164,11 @@ def train(minutes: float, out: Path, clip: Path, per_drawing: int) -> dict:
     beside.rename(out)
     steps = dict(autoencoder_steps=first.step, unet_steps=second.step)
     return steps | dict(minutes=minutes, drawn=len(pictures), hardware=runs.hardware())
+
+
+def learned(per_drawing: int) -> tuple[Tensor, list[tuple[str]]]:
+    """What it learns from: `per_drawing` studio-look pictures of each thing, (N, 3, 64, 64) uint8, and their names."""
+    return render(("studio",), "train", "diffusion", range(per_drawing * len(DRAWINGS)), SIDE)
 
 
 def autoencoder_loss(vae: AutoencoderKL, pictures: Tensor, generator: torch.Generator) -> Tensor:
@@ -230,7 +236,9 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=120, help="training time over all starts")
     parser.add_argument("--clip", type=Path, default=Path("clip"), help="folder of the small CLIP")
     parser.add_argument("--out", type=Path, default=Path("diffusion"), help="the folder to write")
-    parser.add_argument("--per-drawing", type=int, default=600, help="pictures to draw of each thing")
+    parser.add_argument(
+        "--per-drawing", type=int, default=PER_DRAWING, help="pictures to draw of each thing, to learn from"
+    )
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

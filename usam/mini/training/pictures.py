@@ -41,17 +41,21 @@ def caption(drawings: Sequence[str], rng: np.random.Generator, superclasses: flo
     return PROMPT.format(c=" and a ".join(words))
 
 
+def drawing(index: int) -> str:
+    """The thing on picture `index`, the first if there are two: they take turns."""
+    return list(world.DRAWINGS)[index % len(world.DRAWINGS)]
+
+
 def picture(look: str, split: str, key: str, index: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Picture `index` of a look ("studio", "web", "any", "scene") and the drawings on it; they take turns.
+    """Picture `index` of a look ("studio", "web", "any", "scene") and the drawings on it.
 
     "studio" and "web" show one thing; the others one or two, as in the small SAM's scenes.
     """
     rng = rng_of(split, key, look, index)
-    drawings = list(world.DRAWINGS)
-    first = drawings[index % len(drawings)]
+    first = drawing(index)
     if look in ("studio", "web"):
         return getattr(world, look)(first, rng).image, (first,)
-    shown = (first,) if rng.random() < 0.5 else (first, str(rng.choice(drawings)))
+    shown = (first,) if rng.random() < 0.5 else (first, str(rng.choice(list(world.DRAWINGS))))
     return world.scene([(name, world.draw(name, rng)) for name in shown], rng, look=look).image, shown
 
 
@@ -65,10 +69,10 @@ def square(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def render(
-    looks: Sequence[str], split: str, key: str, count: int, side: int, workers: int = 2
+    looks: Sequence[str], split: str, key: str, indices: Sequence[int], side: int, workers: int = 2
 ) -> tuple[Tensor, list[tuple[str, ...]]]:
-    """`count` pictures of each look: (len(looks) * count, 3, side, side) uint8, and the drawings on each."""
-    jobs = [(look, split, key, index) for index in range(count) for look in looks]
+    """Pictures of each look: (len(indices) * len(looks), 3, side, side) uint8, and the drawings on each."""
+    jobs = [(look, split, key, index) for index in indices for look in looks]
     make = partial(_rendered, side=side)
     if workers == 0:
         made = [make(job) for job in jobs]
@@ -87,3 +91,14 @@ def _rendered(job: tuple[str, str, str, int], side: int) -> tuple[np.ndarray, tu
 
 def _one_thread() -> None:
     cv2.setNumThreads(1)
+
+
+def held_out(look: str, per_class: int, key: str, side: int = 160) -> tuple[Tensor, Tensor]:
+    """Drawings of VOC's classes that no training has seen: (20 * per_class, 3, side, side) uint8, class numbers."""
+    made = [
+        (square(getattr(world, look)(name, rng_of("val", key, look, name, k)).image, side), number)
+        for number, name in enumerate(VOC)
+        for k in range(per_class)
+    ]
+    images = torch.from_numpy(np.stack([image for image, _ in made])).permute(0, 3, 1, 2)
+    return images, torch.tensor([number for _, number in made])

@@ -1,0 +1,132 @@
+"""How good are the small CLIP and the small Stable Diffusion? `python -m usam.mini.training.judge`
+
+* CLIP: zero-shot top-1 over the 20 VOC names, on held-out studio-look and web-look drawings.
+* Stable Diffusion: a ResNet-18 that had no part in its training learns the 20 classes from other drawings, and then
+  names generated images. And are these copies? For each, the distance to the nearest picture that Stable Diffusion
+  learned from (root mean square over pixels, in [0, 1]), beside that of the learned pictures among themselves.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torchvision.models import resnet18
+from torchvision.transforms.functional import gaussian_blur
+from tqdm import tqdm
+
+from usam import generate, images, profiles, runs
+from usam.classes import VOC
+from usam.mini.training.clip import ROOM, SIDE, cut, zero_shot
+from usam.mini.training.diffusion import PER_DRAWING, learned
+from usam.mini.training.pictures import drawing, held_out, render
+from usam.mini.world import DRAWINGS
+
+BATCH, EPOCHS = 128, 6
+
+
+def classifier(per_drawing: int) -> nn.Module:
+    """A ResNet-18 that names single things: trained on studio-look and web-look drawings of its own."""
+    torch.manual_seed(0)
+    looks = ("studio", "web")
+    every = per_drawing * len(DRAWINGS)
+    pictures, drawings = render(looks, "train", "judge", [k for k in range(every) if drawing(k) in VOC], ROOM)
+    labels = torch.tensor([VOC.index(name) for (name,) in drawings])
+    model = resnet18(num_classes=len(VOC)).to(runs.device()).train()
+    optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
+    steps = EPOCHS * (len(labels) // BATCH)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps)
+    for _ in tqdm(range(steps), desc="classifier", unit="step"):
+        some = torch.randint(len(labels), (BATCH,))
+        seen = cut(pictures[some], torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+        seen = gaussian_blur(seen, 5, [0.1 + float(torch.rand(())) * 1.2])  # sharpness is no sign of a class
+        with torch.autocast(runs.device().type, torch.bfloat16):
+            loss = F.cross_entropy(model(seen.to(runs.device())).float(), labels[some].to(runs.device()))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return model.eval()
+
+
+@torch.no_grad()
+def named(model: nn.Module, pictures: Tensor) -> Tensor:
+    """Class numbers of pictures (N, 3, h, w) uint8."""
+    small = [F.interpolate(some.float() / 255, (SIDE, SIDE), mode="area") for some in pictures.split(256)]
+    return torch.cat([model(some.to(runs.device())).argmax(1).cpu() for some in small])
+
+
+def nearest(some: Tensor, others: Tensor, itself: bool = False) -> Tensor:
+    """Root mean square distance of each picture (N, 3, h, w) uint8 to the nearest of `others`; not to itself."""
+    a, b = (t.flatten(1).float() / 255 for t in (some, others))
+    distances = torch.cdist(a, b) / a.shape[1] ** 0.5
+    if itself:
+        distances.fill_diagonal_(torch.inf)
+    return distances.min(1).values
+
+
+def judge_generator(profile: str, folder: Path, per_class: int, per_drawing: int, learned_from: int) -> dict:
+    """Generate, name, compare; leaves the images, `classes.csv` and `sheet.png` in `folder`."""
+    config = profiles.load(profile).sources["synthetic"].generate
+    table = generate.generate(folder / "images", list(VOC), config, per_class, seed=1)
+    pictures = torch.from_numpy(np.stack([images.read(folder / "images" / file) for file in table["file"]]))
+    pictures = pictures.permute(0, 3, 1, 2)
+    truth = torch.tensor([VOC.index(name) for name in table["class"]])
+    model = classifier(per_drawing)
+    sound = {look: (named(model, p) == t).float().mean().item() for look in ("studio", "web")
+             for p, t in [held_out(look, 50, "judge")]}  # fmt: skip
+    found = named(model, pictures)
+    own, drawings = learned(learned_from)
+    rows = []
+    for number, name in enumerate(VOC):
+        mine, theirs = pictures[truth == number], own[[k for k, one in enumerate(drawings) if one == (name,)]]
+        away, among = nearest(mine, theirs), nearest(theirs, theirs, itself=True)
+        wrong = [VOC[k] for k in found[truth == number].tolist() if k != number]
+        rows.append({
+            "class": name,
+            "recognised": 1 - len(wrong) / len(mine),
+            "most often taken for": max(set(wrong), key=wrong.count) if wrong else "",
+            "distance": away.median().item(),
+            "least distance": away.min().item(),
+            "distance among learned": among.median().item(),
+            "least among learned": among.min().item(),
+        })  # fmt: skip
+    classes = pd.DataFrame(rows)
+    classes.to_csv(folder / "classes.csv", index=False, float_format="%.3f")
+    sheet(pictures, truth).save(folder / "sheet.png")
+    print(classes.round(3).to_string(index=False))
+    return dict(recognised=(found == truth).float().mean().item(), classifier=sound, images=len(table))
+
+
+def sheet(pictures: Tensor, truth: Tensor, columns: int = 10) -> Image.Image:
+    """The first images of each class, a class a row."""
+    rows = [torch.cat(list(pictures[truth == number][:columns]), 2) for number in truth.unique()]
+    return Image.fromarray(torch.cat(rows, 1).permute(1, 2, 0).numpy())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--profile", default="mini", help="whose generator is judged")
+    parser.add_argument("--clip", type=Path, help="folder of the small CLIP; without it only the generator is judged")
+    parser.add_argument("--out", type=Path, default=Path("judged"), help="where images, table and sheet go")
+    parser.add_argument("--per-class", type=int, default=50, help="images to generate of each class")
+    parser.add_argument("--per-drawing", type=int, default=300, help="drawings of each class and look to learn from")
+    parser.add_argument("--learned", type=int, default=PER_DRAWING, help="--per-drawing of the generator's training")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    result = judge_generator(
+        arguments.profile, arguments.out, arguments.per_class, arguments.per_drawing, arguments.learned
+    )
+    if arguments.clip:
+        result["zero_shot"] = zero_shot(arguments.clip, ("studio", "web"), 50)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
