@@ -8,7 +8,9 @@ import pytest
 
 from usam import generate, images, paths, profiles, runs, stages
 from usam.errors import UserError
+from usam.generate import image_seed
 from usam.profiles import CrawlConfig, GenerateConfig, Profile, SourceConfig
+from usam.sources import collect, source_key
 
 
 @pytest.fixture
@@ -49,6 +51,7 @@ def test_images_are_made_once_and_embedded_in_their_order(both, source, capsys):
     assert not made.hit and "6 " + source in capsys.readouterr().out
     before = files(made.folder)
     again = stages.training_images(both, source)
+    assert again.cost == made.cost and made.cost["images"] == 6 and made.cost["seconds"] > 0
     assert again.hit and again.key == made.key and again.table.equals(made.table) and files(made.folder) == before
     found = stages.embeddings(both, source)
     first = images.read(made.folder / made.table["file"][0]).shape[:2]
@@ -59,11 +62,37 @@ def test_the_crawl_tells_what_it_threw_away_and_more_images_go_on(both):
     made = stages.training_images(both, "web")
     manifest = runs.read_csv(made.folder / "manifest.csv")
     assert {"kept", "rejected"} == set(manifest["status"])
-    assert "HTTP 404" in manifest["reason"].tolist()
+    assert made.rejected["reason"].value_counts().to_dict() == {"HTTP 404": 2}  # the third place of each class
     more = stages.training_images(with_source(both, "web", per_class=4), "web")
     assert more.folder == made.folder and len(more.table) == 8 and more.key != made.key
     few = stages.training_images(both, "web")  # the first profile again: as if nobody had asked for more
     assert few.key == made.key and few.table["file"].tolist() == made.table["file"].tolist()
+
+
+def test_what_the_generator_threw_away_is_listed(both, monkeypatch):
+    real = generate.pipeline
+
+    def prudish(config):
+        draw, bad = real(config), {image_seed(0, "dog", 1, 0), image_seed(0, "dog", 1, 1)}
+        return lambda text, seeds: (draw(text, seeds)[0], [s in bad for s in seeds])
+
+    monkeypatch.setattr(generate, "pipeline", prudish)
+    made = stages.training_images(both, "synthetic")
+    assert made.rejected.values.tolist() == [["dog", "flagged unsafe"]] * 2 and len(made.table) == 6
+
+
+def test_the_papers_generator_and_crawler_go_through_the_same_lines(both, model, tmp_path):
+    paper, small = profiles.load("paper").sources, both.sources
+    changes = {"model": str(model), "size": 16, "steps": 3, "precision": "float32"}
+    drawn = paper["synthetic"].model_copy(update={"generate": paper["synthetic"].generate.model_copy(update=changes)})
+    assert drawn.per_class == 200 and drawn.generate.guidance == 7.5
+    web = small["web"].crawl
+    changes = {key: getattr(web, key) for key in ("api", "allow_hosts", "server", "seconds_between_requests")}
+    found = paper["web"].model_copy(update={"crawl": paper["web"].crawl.model_copy(update=changes)})
+    for name, source in (("synthetic", drawn), ("web", found)):
+        made = collect(tmp_path, name, source.model_copy(update={"per_class": 4}), ["hot dog", "dog"][name == "web" :])
+        assert len(made.table) == 4 * (1 + (name == "synthetic")) and made.cost["images"] == len(made.table)
+        assert all((made.folder / file).is_file() for file in made.table["file"])
 
 
 def test_other_settings_are_other_images(both):
@@ -78,17 +107,17 @@ def test_other_settings_are_other_images(both):
 
 
 def test_another_model_in_the_same_folder_is_another_state(both, model, tmp_path):
-    before = stages.state(both), stages.sources.source_key(both.sources["synthetic"])
+    before = stages.state(both), source_key(both.sources["synthetic"])
     copy = tmp_path / "copy"
     for file in generate.model_files(str(model)):
         (copy / file.relative_to(model)).parent.mkdir(parents=True, exist_ok=True)
         (copy / file.relative_to(model)).write_bytes(file.read_bytes())
     config = both.sources["synthetic"].generate.model_copy(update={"model": str(copy)})
-    first = stages.sources.source_key(SourceConfig(per_class=1, generate=config))
+    first = source_key(SourceConfig(per_class=1, generate=config))
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    assert stages.sources.source_key(SourceConfig(per_class=1, generate=config)) != first
-    assert (stages.state(both), stages.sources.source_key(both.sources["synthetic"])) == before
+    assert source_key(SourceConfig(per_class=1, generate=config)) != first
+    assert (stages.state(both), source_key(both.sources["synthetic"])) == before
 
 
 def test_a_port_that_is_taken_is_one_line(both):

@@ -7,6 +7,7 @@ sub-seed, and each file tells what was thrown away before it.
 
 import hashlib
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from tqdm import tqdm
+from tqdm import TqdmWarning, tqdm
 
 from usam import images, paths, runs
 from usam.classes import check_names, prompt
@@ -142,9 +143,10 @@ def pipeline(config: GenerateConfig) -> Draw:
     Raises:
         UserError: there is no such model, or it cannot be loaded.
     """
-    from diffusers import StableDiffusionPipeline  # seconds, that only the one who draws shall spend
-    from diffusers.utils import logging
-    from transformers.utils import logging as text_logging
+    with warnings.catch_warnings(action="ignore", category=TqdmWarning):  # text bars are what we want
+        from diffusers import StableDiffusionPipeline  # seconds, that only the one who draws shall spend
+        from diffusers.utils import logging
+        from transformers.utils import logging as text_logging
 
     device = runs.device() if config.device == "auto" else torch.device(config.device)
     logging.set_verbosity_error()
