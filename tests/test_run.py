@@ -2,7 +2,10 @@
 
 import os
 import shutil
+import signal
 import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nbformat
@@ -128,6 +131,38 @@ def test_failing_cell_leaves_no_finished_notebook(house, monkeypatch, capsys):
     said = capsys.readouterr().err
     assert "usam: 00_a.ipynb, cell In [4]: no images: run 01\n" in said and "--from 00" in said
     assert [p.name for p in (house / "results" / "tiny" / "notebooks").iterdir()] == ["00_a.partial.ipynb"]
+
+
+RUN = """
+import sys
+from pathlib import Path
+from usam import paths, run
+paths.NOTEBOOKS, run.inputs = Path(sys.argv[1]) / "notebooks", lambda profile: []
+sys.exit(run.main(["--profile", "smoke"]))
+"""
+
+
+def test_ctrl_c_in_a_cell_is_one_line_and_keeps_what_is_finished(house):
+    write(house, "00_a")
+    busy = "import pathlib\npathlib.Path(r'{}').touch()\nwhile True:\n    sum(range(1000))"
+    write(house, "01_b", busy.format(house / "busy"))
+    environment = os.environ | {"USAM_RESULTS": str(house), "USAM_DATA": str(house / "data")}
+    ours = subprocess.Popen(
+        [sys.executable, "-c", RUN, house], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    while not (house / "busy").exists() and ours.poll() is None:
+        time.sleep(0.05)
+    os.killpg(ours.pid, signal.SIGINT)  # as a terminal does it
+    _, said = ours.communicate(timeout=60)
+    assert ours.returncode == 130, said
+    lines = [line for line in said.replace("\r", "\n").splitlines() if line.strip() and "cell/s]" not in line]
+    assert [line for line in lines if "s/cell]" not in line and "?cell" not in line] == [
+        "usam: stopped; finished notebooks stay, the same command goes on from there"
+    ]
+    assert (house / "smoke" / "notebooks" / "00_a.ipynb").exists()
+    assert not (house / "smoke" / "notebooks" / "01_b.ipynb").exists()
 
 
 def test_command_line_errors(capsys):

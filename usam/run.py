@@ -18,7 +18,7 @@ import papermill
 from ipykernel.kernelspec import write_kernel_spec
 from traitlets.config import Config
 
-from usam import paths, profiles, sam
+from usam import generate, paths, profiles, sam
 from usam.errors import UserError
 
 
@@ -198,8 +198,11 @@ def _failure(job: Job, place: str, reason: str) -> str:
 
 
 def _use_own_kernel(folder: str) -> None:
-    """Let "python3" mean this interpreter from now on, whatever kernels the user has registered."""
-    write_kernel_spec(Path(folder) / "kernels" / "python3")
+    """Let "python3" mean this interpreter from now on, whatever kernels the user has registered.
+
+    A kernel that is stopped in the middle of a cell logs a traceback of its own: not to a user who pressed Ctrl-C.
+    """
+    write_kernel_spec(Path(folder) / "kernels" / "python3", extra_arguments=["--log-level=CRITICAL"])
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
 
 
@@ -221,10 +224,16 @@ def run(jobs: list[Job], root: Path, data: Path, force: bool = False) -> None:
 
 
 def inputs(profile: str) -> list[Path]:
-    """The files that decide the results of a run: the profile, its weights, the package, the versions of all others."""
+    """The files that decide the results of a run: the profile, its weights, the package, the versions of all others.
+
+    Data sets and web images are not among them: `--from NN` runs again after those have changed.
+    """
+    loaded = profiles.load(profile)
     package = [p for p in sorted(paths.PACKAGE.rglob("*")) if p.is_file() and p.suffix not in {".pyc", ".md"}]
-    checkpoint = sam.find_checkpoint(profiles.load(profile).sam.checkpoint)
-    return [paths.PROFILES / f"{profile}.yaml", checkpoint, paths.ROOT / "requirements.lock", *package]
+    checkpoint = sam.find_checkpoint(loaded.sam.checkpoint)
+    models = {source.generate.model for source in loaded.sources.values() if source.generate}
+    drawing = [file for model in sorted(models) for file in generate.model_files(model)]
+    return [paths.PROFILES / f"{profile}.yaml", checkpoint, paths.ROOT / "requirements.lock", *package, *drawing]
 
 
 def summary(results: Path, seconds: float) -> str:
