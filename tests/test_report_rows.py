@@ -88,3 +88,9 @@ def test_require_names_the_first_row_that_is_missing(smoke):
     run.loc[3, "split"] = "val"  # the fourth: voc, web, seed 1
     with pytest.raises(UserError, match="lacks 1 rows of U-SAM, first voc, web images, seed 1"):
         report.require(run, smoke, "U-SAM", "04_evaluate")
+
+
+def test_differences_bear_their_sign():
+    values = pd.Series([0.10, 0.12])
+    assert report.mean_sd(values) == "11.00 ± 1.41" and report.mean_sd(values, "+") == "+11.00 ± 1.41"
+    assert report.mean_sd(-values[:1], "+") == "-10.00" and report.mean_sd(values[:0], "+") == "not run"

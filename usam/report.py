@@ -5,6 +5,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 from pydantic import BaseModel
@@ -97,12 +98,15 @@ def difference(one: pd.DataFrame, other: pd.DataFrame, score: str) -> pd.Series:
     return (one.set_index("seed")[score] - other.set_index("seed")[score]).dropna()
 
 
-def mean_sd(values: pd.Series) -> str:
-    """Shares as "mean ± standard deviation" in percent; one value stands alone, none is "not run"."""
+def mean_sd(values: pd.Series, sign: Literal["", "+"] = "") -> str:
+    """Shares as "mean ± standard deviation" in percent; one value stands alone, none is "not run".
+
+    `sign` "+" is for differences: a plus stands before what is not negative.
+    """
     values = values.dropna() * 100
     if values.empty:
         return "not run"
-    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
+    return f"{values.mean():{sign}.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
 
 
 def score_table(run: pd.DataFrame) -> pd.DataFrame:
