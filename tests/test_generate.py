@@ -2,8 +2,10 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -48,7 +50,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_an_image_is_what_diffusers_draws_with_its_seed(model, tmp_path):
-    table = generate.generate(tmp_path / "out", ["hot dog"], settings(model, guidance=3.0), 3, seed=5)
+    table = generate.generate(tmp_path / "out", ["hot dog"], settings(model, guidance=3.0, seed=5), 3)
     assert table["file"].tolist() == [f"hot_dog/000{k}.png" for k in range(3)]
     assert table["seed"].tolist() == [image_seed(5, "hot dog", k, 0) for k in range(3)]
     pipe = StableDiffusionPipeline.from_pretrained(model)
@@ -85,6 +87,9 @@ def test_order_parts_and_lost_files_change_no_byte(model, tmp_path):
         (tmp_path / "parts" / file).unlink()
     generate.generate(tmp_path / "parts", ["car", "cat", "dog"], config, 3)
     assert content(tmp_path / "whole") == content(tmp_path / "parts")
+    generate.generate(tmp_path / "parts", ["dog"], config, 6)  # asked for more later
+    generate.generate(tmp_path / "new", ["dog"], config, 6)
+    assert content(tmp_path / "new").items() <= content(tmp_path / "parts").items()
 
 
 KILLED = """
@@ -189,6 +194,9 @@ def test_a_model_that_blacks_out_everything_is_given_up_in_one_line(prudish, tmp
         (["犬"], "English letters"),
         (["café"], "English letters"),
         (["dog "], "no folder name"),
+        (["dog\n"], "no folder name"),
+        (["a\x1b[31m"], "no folder name"),
+        (["../" * 3000], "9000 letters"),
     ],
 )
 def test_class_names_that_are_none(model, tmp_path, names, why):
@@ -226,6 +234,23 @@ def test_a_model_on_the_hub_without_a_network():
         [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
     )
     assert "UserError: Stable Diffusion cannot be loaded from 'nobody/nothing'" in run.stderr
+
+
+def test_a_hub_that_hangs_up_is_one_line():
+    def hang_up(listener):
+        while True:
+            try:
+                listener.accept()[0].close()
+            except OSError:
+                return
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=hang_up, args=(listener,), daemon=True).start()
+        code = "from usam import generate\nfrom usam.profiles import GenerateConfig\n"
+        code += "generate.pipeline(GenerateConfig(model='nobody/nothing'))"
+        place = {"HF_ENDPOINT": f"http://127.0.0.1:{listener.getsockname()[1]}", "HF_HUB_OFFLINE": "0"}
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | place)
+    assert "UserError: Stable Diffusion cannot be loaded from 'nobody/nothing'" in run.stderr, run.stderr[-2000:]
 
 
 @pytest.mark.parametrize("wrong", [{"steps": 0}, {"size": 20}, {"guidance": -1.0}, {"batch": 0}, {"precision": "int8"}])

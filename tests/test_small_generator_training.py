@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,11 +12,12 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from sklearn.neighbors import NearestNeighbors
 from transformers import CLIPModel, CLIPProcessor
 
-from usam import generate
+from usam import generate, profiles
 from usam.classes import COCO, SUPERCLASSES, VOC, prompt
+from usam.errors import UserError
 from usam.mini import world
 from usam.mini.training import clip, diffusion, judge, pictures
-from usam.profiles import GenerateConfig
+from usam.profiles import GenerateConfig, SourceConfig
 
 
 @pytest.fixture(scope="module")
@@ -113,24 +115,29 @@ def test_denoising_loss_by_hand():
             return type("Out", (), {"sample": torch.zeros_like(noisy)})
 
     net, noise = Silent(), DDPMScheduler(**diffusion.NOISE)
-    latents = torch.zeros(4, 2, 4, 16, 16)  # all pictures are the same point: v is the noise times sqrt(alpha)
+    latents = torch.zeros(4, 2, 4, 16, 16)  # no deviation; each name's pictures are one point, 1 or 2
+    latents[:2, 0], latents[2:, 0] = 1, 2
     prompts = torch.arange(3.0)[:, None, None].expand(3, clip.LENGTH, 8)
     pools = [torch.tensor([0, 1]), torch.tensor([2, 3])]
     loss = diffusion.denoising_loss(net, latents, prompts, pools, noise, torch.Generator().manual_seed(0))
     noisy, times, read = net.seen
     share = noise.alphas_cumprod[times].view(-1, 1, 1, 1)
-    chance = noisy / (1 - share).sqrt()
+    named, near = read[:, 0, 0] + 1, noisy.mean((1, 2, 3)) / share.flatten().sqrt()
+    clean = torch.where(named < 3, named, near.round().clamp(1, 2)).view(-1, 1, 1, 1)  # without a prompt either
+    assert (near - clean.flatten())[share.flatten() > 0.5].abs().max() < 0.2
+    chance = (noisy - share.sqrt() * clean) / (1 - share).sqrt()
     snr = (share / (1 - share)).flatten()
-    squared = (share * chance.square()).mean((1, 2, 3))
+    squared = (share.sqrt() * chance - (1 - share).sqrt() * clean).square().mean((1, 2, 3))
     wanted = (torch.clamp(snr, max=diffusion.SNR_LIMIT) / (snr + 1) * squared).mean()
     assert loss.item() == pytest.approx(wanted.item(), rel=1e-3)
     assert set(read[:, 0, 0].tolist()) == {0.0, 1.0, 2.0}  # both names, and sometimes none
 
 
 def test_a_loop_goes_on_where_it_was_stopped(tmp_path):
-    def loop(minutes):
+    def loop(minutes, inputs=(1.0,)):
+        inputs = list(inputs)
         torch.manual_seed(0)
-        return diffusion.Loop(torch.nn.Linear(2, 1), 1e-2, minutes, tmp_path / "state.pt")
+        return diffusion.Loop(torch.nn.Linear(2, 1), 1e-2, minutes, tmp_path / "state.pt", inputs)
 
     def loss_of(model, generator):
         x = torch.randn(8, 2, generator=generator)
@@ -141,6 +148,8 @@ def test_a_loop_goes_on_where_it_was_stopped(tmp_path):
     second = loop(0.02)
     assert second.step == first.step > 0 and second.seconds == first.seconds
     assert torch.equal(second.model.weight, first.model.weight)
+    with pytest.raises(UserError, match="belongs to other pictures or prompts"):
+        loop(0.02, (2.0,))
     second.run(loss_of)
     assert second.step > first.step and second.seconds >= 1.2
     assert loss_of(second.model, torch.Generator().manual_seed(1)) < loss_of(
@@ -168,10 +177,28 @@ def test_nearest_against_scikit_learn():
     flat = [t.flatten(1).numpy() / 255 for t in (some, others)]
     far, _ = NearestNeighbors(n_neighbors=1).fit(flat[1]).kneighbors(flat[0])
     np.testing.assert_allclose(judge.nearest(some, others), far[:, 0] / math.sqrt(75), rtol=1e-4)
-    far, _ = NearestNeighbors(n_neighbors=2).fit(flat[0]).kneighbors(flat[0])
-    np.testing.assert_allclose(judge.nearest(some, some, itself=True), far[:, 1] / math.sqrt(75), rtol=1e-4)
 
 
-def test_names_of_coco_are_all_spelt_within_the_length():
-    words = clip.tokenizer()
-    assert max(len(words(prompt(name)).input_ids) for name in COCO.values()) <= 2 * clip.LENGTH
+def test_names_of_coco_are_all_spelt_within_the_length(small_clip):
+    both, prompts = CLIPProcessor.from_pretrained(small_clip), [prompt(name) for name in COCO.values()]
+    read = both(text=prompts, padding=True, return_tensors="pt")
+    assert read["input_ids"].shape[1] <= clip.LENGTH
+    CLIPModel.from_pretrained(small_clip).get_text_features(**read)
+
+
+def test_judging_a_generator(tmp_path, model, monkeypatch, capsys):
+    with pytest.raises(UserError, match="does not generate its images"):
+        judge.judge_generator("smoke", tmp_path, 1, 1, 1)
+    source = SourceConfig(per_class=9, generate=GenerateConfig(model=str(model), steps=1, batch=1))
+    profile = profiles.load("smoke").model_copy(update={"sources": {"synthetic": source}})
+    monkeypatch.setattr(judge.profiles, "load", lambda name: profile)
+    for module in (judge, diffusion):
+        monkeypatch.setattr(module, "render", lambda *a, **k: pictures.render(*a, **k, workers=0))
+    monkeypatch.setattr(judge, "BATCH", 8)
+    monkeypatch.setattr(judge, "EPOCHS", 1)
+    result = judge.judge_generator("smoke", tmp_path, 2, 2, 1)
+    table = pd.read_csv(tmp_path / "classes.csv")
+    assert table["class"].tolist() == list(VOC) and result["images"] == 40
+    assert result["recognised"] == pytest.approx(table["recognised"].mean(), abs=2e-3)
+    assert (table["least distance"] <= table["distance"]).all() and (table["least distance"] > 0.05).all()
+    assert (tmp_path / "sheet.png").exists() and "recognised" in capsys.readouterr().out

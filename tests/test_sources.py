@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from usam import generate, images, paths, profiles, runs, stages
+from usam import crawl, generate, images, paths, profiles, runs, stages
 from usam.errors import UserError
 from usam.generate import image_seed
 from usam.profiles import CrawlConfig, GenerateConfig, Profile, SourceConfig
@@ -63,8 +63,8 @@ def test_the_crawl_tells_what_it_threw_away_and_more_images_go_on(both):
     manifest = runs.read_csv(made.folder / "manifest.csv")
     assert {"kept", "rejected"} == set(manifest["status"])
     assert made.rejected["reason"].value_counts().to_dict() == {"HTTP 404": 2}  # the third place of each class
-    more = stages.training_images(with_source(both, "web", per_class=4), "web")
-    assert more.folder == made.folder and len(more.table) == 8 and more.key != made.key
+    more = stages.training_images(with_source(both, "web", per_class=9), "web")
+    assert more.folder == made.folder and len(more.table) == 18 and more.key != made.key
     few = stages.training_images(both, "web")  # the first profile again: as if nobody had asked for more
     assert few.key == made.key and few.table["file"].tolist() == made.table["file"].tolist()
 
@@ -107,17 +107,72 @@ def test_other_settings_are_other_images(both):
 
 
 def test_another_model_in_the_same_folder_is_another_state(both, model, tmp_path):
-    before = stages.state(both), source_key(both.sources["synthetic"])
     copy = tmp_path / "copy"
     for file in generate.model_files(str(model)):
         (copy / file.relative_to(model)).parent.mkdir(parents=True, exist_ok=True)
         (copy / file.relative_to(model)).write_bytes(file.read_bytes())
     config = both.sources["synthetic"].generate.model_copy(update={"model": str(copy)})
-    first = source_key(SourceConfig(per_class=1, generate=config))
+    other = with_source(both, "synthetic", generate=config)
+    first = stages.state(other), source_key(other.sources["synthetic"])
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    assert source_key(SourceConfig(per_class=1, generate=config)) != first
-    assert (stages.state(both), source_key(both.sources["synthetic"])) == before
+    now = stages.state(other), source_key(other.sources["synthetic"])
+    assert now[0] != first[0] and now[1] != first[1]
+
+
+def test_a_finished_crawl_rests(both, monkeypatch):
+    short = with_source(both, "web", crawl=both.sources["web"].crawl.model_copy(update={"candidates_per_image": 1}))
+    made = stages.training_images(short, "web")
+    assert len(made.table) == 4  # the third candidate of each class is missing
+    with monkeypatch.context() as offline:
+        offline.setattr(crawl, "crawl", lambda *_: pytest.fail("asked again"))
+        assert stages.training_images(short, "web").key == made.key
+    state = stages.state(short)
+    more = stages.training_images(both, "web")  # with more candidates it goes on, in the same folder
+    assert more.folder == made.folder and len(more.table) == 6 and stages.state(both) != state
+    (more.folder / more.table["file"][0]).unlink()
+    assert stages.training_images(both, "web").key == more.key  # an image that went lost is found again
+
+
+def test_a_folder_of_one_s_own_that_changed_is_read_again(both, tmp_path):
+    for name in ("car", "dog"):
+        for k in range(2):
+            noise = np.random.default_rng([k, ord(name[0])]).integers(0, 256, (80, 80, 3), np.uint8)
+            images.save(tmp_path / "mine" / name / f"{k}.png", noise, {})
+    mine = with_source(both, "web", crawl=CrawlConfig(source=str(tmp_path / "mine")), per_class=2)
+    before = stages.training_images(mine, "web")
+    assert len(before.table) == 4
+    (tmp_path / "mine" / "dog" / "1.png").unlink()
+    after = stages.training_images(mine, "web")
+    assert len(after.table) == 3 and after.folder != before.folder
+
+
+def test_a_cost_is_noted_even_when_the_run_fails(both, monkeypatch):
+    real = generate.pipeline
+
+    def breaks(config):
+        draw, left = real(config), [2]
+
+        def some(text, seeds):
+            left[0] -= 1
+            if left[0] < 0:
+                raise KeyboardInterrupt
+            return draw(text, seeds)
+
+        return some
+
+    with monkeypatch.context() as broken:
+        broken.setattr(generate, "pipeline", breaks)
+        with pytest.raises(KeyboardInterrupt):
+            stages.training_images(both, "synthetic")
+    assert stages.training_images(both, "synthetic").cost["images"] == 6
+
+
+@pytest.mark.parametrize("api", ["http://127.0.0.1/v1/", "http://127.0.0.1:99999/v1/"])
+def test_a_server_needs_a_port(both, api):
+    config = both.sources["web"].crawl.model_copy(update={"api": api})
+    with pytest.raises(UserError, match="name its port"):
+        stages.training_images(with_source(both, "web", crawl=config), "web")
 
 
 def test_a_port_that_is_taken_is_one_line(both):

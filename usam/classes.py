@@ -53,14 +53,15 @@ def check_names(names: Sequence[str]) -> None:
     if not names:
         raise UserError("no class names: name at least one")
     for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9 _-]*", name) or name != name.strip():
-            raise UserError(
-                f"class name '{name}' is no folder name: use English letters, digits, blanks, '-' and '_' alone"
-            )
+        said = repr(name if len(name) <= LONGEST_NAME else name[:20] + "...")  # on one line, whatever it holds
         if len(name) > LONGEST_NAME:
-            raise UserError(f"class name '{name[:20]}...' has {len(name)} letters: at most {LONGEST_NAME} are allowed")
+            raise UserError(f"class name {said} has {len(name)} letters: at most {LONGEST_NAME} are allowed")
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9 _-]*[A-Za-z0-9_-])?", name):
+            raise UserError(
+                f"class name {said} is no folder name: use English letters, digits, blanks, '-' and '_' alone"
+            )
         if sum(folder_name(name).lower() == folder_name(other).lower() for other in names) > 1:
-            raise UserError(f"class name '{name}' would share its folder with another: name each class once")
+            raise UserError(f"class name {said} would share its folder with another: name each class once")
 
 
 def folder_name(name: str) -> str:

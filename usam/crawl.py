@@ -76,9 +76,25 @@ def crawl(folder: Path, class_names: list[str], config: CrawlConfig, per_class: 
         if last and not web.reached:
             raise UserError(f"no network: not even {last[0]['url']} can be reached; connect and run again")
     _report({name: len(shelf.kept(name)) for name in class_names}, per_class, shelf.file)
-    table = _table(shelf.file)
+    return read_manifest(folder)
+
+
+def read_manifest(folder: Path) -> pd.DataFrame:
+    """The manifest of a crawl's folder, as `crawl` returns it."""
+    table = _table(folder / "manifest.csv")
     table[NUMBERS] = table[NUMBERS].apply(pd.to_numeric, errors="coerce").astype("Int64")
     return table
+
+
+def local_state(config: CrawlConfig) -> list:
+    """Tells that a CSV or a folder was changed: its bytes, or each file's name, size and time; empty for the web."""
+    if config.source == "openverse":
+        return []
+    place = paths.resolve(config.source)
+    if place.is_file():
+        return [hashlib.sha256(place.read_bytes()).hexdigest()]
+    files = sorted(file for file in place.glob("*/[!.]*") if file.is_file())
+    return [(str(f.relative_to(place)), f.stat().st_size, f.stat().st_mtime_ns) for f in files]
 
 
 def _fill(
@@ -216,7 +232,7 @@ def _decoded(content: bytes, config: CrawlConfig, row: dict) -> tuple[Image.Imag
                 raise Rejected(f"more than {config.largest_pixels} pixels")
             if min(image.size) < config.smallest_side:
                 raise Rejected(f"smaller than {config.smallest_side} pixels")
-            return image.convert("RGB"), SUFFIXES[image.format]
+            return images.rgb(image), SUFFIXES[image.format]
     except Rejected:
         raise
     except UnidentifiedImageError:

@@ -16,7 +16,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
 from tqdm import TqdmWarning, tqdm
 
 from usam import images, paths, runs
@@ -39,20 +38,18 @@ class Drawn(NamedTuple):
     rejected: list[str]
 
 
-def generate(
-    folder: Path, class_names: list[str], config: GenerateConfig, per_class: int, seed: int = 0
-) -> pd.DataFrame:
+def generate(folder: Path, class_names: list[str], config: GenerateConfig, per_class: int) -> pd.DataFrame:
     """Make the images that `folder` does not hold yet; what is there stays.
 
-    The images of a class are made in blocks of `config.batch`, always the same ones together: so a run that was
-    stopped, or that is given the classes in parts or in another order, writes the same bytes.
+    The images of a class are drawn in blocks of `config.batch`, always whole and the same ones together (what is drawn
+    beyond `per_class` is not kept): so a run that was stopped, that is given the classes in parts or in another order,
+    or that is asked for more images later, writes the same bytes.
 
     Args:
         folder: of this model with these settings.
         class_names: letters, digits, blanks, "-" and "_", in English as the models read it.
         config: the model and how it draws.
         per_class: images of a class (paper: 200).
-        seed: of the run.
 
     Returns:
         One row an image, as the files tell: class, index, prompt, file (relative to `folder`), seed of its noise,
@@ -71,9 +68,9 @@ def generate(
         with tqdm(total=len(wanted), **progress) as bar:
             for name in class_names:
                 for start in range(0, per_class, config.batch):
-                    block = range(start, min(start + config.batch, per_class))
+                    block = range(start, start + config.batch)
                     new = [k for k in block if (name, k) in missing]
-                    for k, drawn in drawings(draw, name, block, seed) if new else ():
+                    for k, drawn in drawings(draw, name, block, config.seed) if new else ():
                         if k in new:
                             _save(folder, name, k, drawn, config)
                             bar.update()
@@ -155,7 +152,7 @@ def pipeline(config: GenerateConfig) -> Draw:
     try:
         pipe = StableDiffusionPipeline.from_pretrained(find_model(config.model), dtype=getattr(torch, config.precision))
         pipe = pipe.to(device)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # whatever a loader or a download trips over: there is no list of it
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(
             f"Stable Diffusion cannot be loaded from '{config.model}' ({reason}): mend `model` in the profile, "

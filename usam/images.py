@@ -96,10 +96,15 @@ def read(file: str | Path) -> np.ndarray:
         UserError: the file is missing or not an image.
     """
     with _opened(file) as image:
-        upright = ImageOps.exif_transpose(image)
-        if upright.mode.startswith("I"):
-            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
-        return np.asarray(upright.convert("RGB"))
+        return np.asarray(rgb(image))
+
+
+def rgb(image: Image.Image) -> Image.Image:
+    """The first frame in RGB, decoded to its end, upright as its camera noted, 16-bit values scaled down."""
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode.startswith("I"):
+        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    return upright.convert("RGB")
 
 
 @contextmanager

@@ -49,7 +49,8 @@ class GenerateConfig(_Strict):
         steps: of the scheduler.
         guidance: scale of classifier-free guidance; up to 1 is none.
         size: side of the images in pixels, a multiple of 8; the model's own by default.
-        batch: images drawn at once, all of one class.
+        batch: images drawn at once, all of one class; best a divisor of `per_class`.
+        seed: of the run; with class and index it decides an image.
         precision: arithmetic of the model.
         device: "auto" is the GPU if there is one.
     """
@@ -59,6 +60,7 @@ class GenerateConfig(_Strict):
     guidance: Annotated[float, Field(ge=0)] = 7.5
     size: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
     batch: Count = 8
+    seed: Seed = 0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 

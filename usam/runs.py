@@ -28,7 +28,9 @@ from filelock import FileLock, Timeout
 from usam import paths
 from usam.errors import UserError
 
-PACKAGES = ("torch", "segment-anything", "numpy", "pycocotools", "opencv-python-headless")
+PACKAGES = (
+    "torch", "segment-anything", "diffusers", "transformers", "numpy", "pycocotools", "opencv-python-headless",
+)  # fmt: skip
 
 
 def seed_everything(seed: int) -> torch.Generator:

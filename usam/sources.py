@@ -1,14 +1,17 @@
 """Training images of a source, whichever way its profile names (paper 3.4): drawn by a model, crawled, or made."""
 
+import importlib.metadata
 import json
-from contextlib import nullcontext
+import time
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pandas as pd
 
-from usam import classes, crawl, fetch, generate, images, runs
+from usam import classes, crawl, generate, images, runs
+from usam.errors import UserError
 from usam.profiles import CrawlConfig, SourceConfig
 
 
@@ -45,41 +48,71 @@ def collect(parent: Path, name: str, source: SourceConfig, class_names: list[str
     Raises:
         UserError: see `generate.generate` and `crawl.crawl`.
     """
+    classes.check_names(class_names)
     key = source_key(source)
     folder = parent / f"{name}-{key}"
-    before = _count(folder)
-    with runs.timed() as spent:
+    log = _Log(folder.with_name(f"{folder.name}.json"))
+    before, start = _count(folder), time.perf_counter()
+    try:
         if source.generate:
             table = generate.generate(folder, class_names, source.generate, source.per_class)
             rejected = _exploded(table)
         elif source.crawl:
-            table, rejected = _crawled(folder, class_names, source.crawl, source.per_class)
+            table, rejected = _crawled(folder, class_names, source.crawl, source.per_class, log)
         else:
             table = images.collect(folder, class_names, source)
             rejected = pd.DataFrame(columns=["class", "reason"])
-    new = _count(folder) - before
-    cost = _add_cost(folder.with_name(f"{folder.name}.cost.json"), new, spent["seconds"])
+    finally:
+        if new := _count(folder) - before:
+            log.add(images=new, seconds=time.perf_counter() - start)
     content = [table["file"].tolist(), table.get("sha256", pd.Series(dtype=str)).tolist()]
+    cost = {word: log.read()[word] for word in ("images", "seconds")}
     return TrainingImages(folder, table, rejected, cost, runs.stage_key([key, content]), new == 0)
 
 
+# what a crawl minds beside which images it takes: with other manners it goes on in the same folder
+MANNERS = {
+    "allow_hosts", "timeout", "seconds_per_image", "seconds_between_requests", "seconds_between_api_requests",
+    "candidates_per_image",
+}  # fmt: skip
+
+
 def source_key(source: SourceConfig) -> str:
-    """Changes with all that decides how an image looks."""
+    """Changes with all that decides how an image looks, the libraries that draw included."""
     if source.generate:
-        return runs.stage_key(source.generate, (classes, images, generate), generate.model_files(source.generate.model))
+        versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")]
+        files = generate.model_files(source.generate.model)
+        return runs.stage_key([source.generate, versions], (classes, images, generate), files)
     if source.crawl:
+        settings = source.crawl.model_dump(mode="json", exclude=MANNERS)
         server = images.sources_of(source.crawl.server) if source.crawl.server else ()
-        return runs.stage_key(source.crawl, (classes, crawl, fetch), server)
+        return runs.stage_key([settings, crawl.local_state(source.crawl)], files=server)
     return runs.stage_key([source.maker], (classes, images), images.sources_of(source.maker))
 
 
+def content_key(parent: Path, name: str, source: SourceConfig) -> str:
+    """`source_key`, and what was found where that does not follow from it: a crawl's manifest."""
+    key = source_key(source)
+    manifest = parent / f"{name}-{key}" / "manifest.csv"
+    return runs.stage_key([key], files=(manifest,) if source.crawl and manifest.exists() else ())
+
+
 def _crawled(
-    folder: Path, class_names: list[str], config: CrawlConfig, per_class: int
+    folder: Path, class_names: list[str], config: CrawlConfig, per_class: int, log: "_Log"
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The kept images of a crawl's manifest, in the order of classes and files; and what was thrown away."""
-    serve = images.imported(config.server) if config.server else lambda *_: nullcontext()
-    with serve(class_names, per_class, urlsplit(config.api).port):
-        manifest = crawl.crawl(folder, class_names, config, per_class)
+    """The kept images of a crawl's manifest, in the order of classes and files; and what was thrown away.
+
+    A class that was crawled to its end with these manners is not asked for again, even if it came short: what later
+    stages read must not grow under them.
+    """
+    manners = runs.stage_key(config.model_dump(mode="json", include=MANNERS))
+    ended = log.read()["ended"]
+    if not all(_ended(ended.get(name), per_class, manners) for name in class_names) or _lost(folder):
+        with _serving(config, class_names, per_class):
+            manifest = crawl.crawl(folder, class_names, config, per_class)
+        log.add(ended={name: [per_class, manners] for name in class_names})
+    else:
+        manifest = crawl.read_manifest(folder)
     manifest = manifest[manifest["class"].isin(class_names)]
     kept = manifest[manifest["status"] == "kept"].sort_values(["class", "file"])
     kept = kept.groupby("class").head(per_class)  # a profile may ask for fewer than an earlier one
@@ -90,23 +123,57 @@ def _crawled(
     return kept, rejected
 
 
+def _lost(folder: Path) -> bool:
+    """Whether an image of the manifest, or the manifest, is gone."""
+    if not (folder / "manifest.csv").exists():
+        return True
+    files = crawl.read_manifest(folder)["file"]
+    return not all((folder / file).is_file() for file in files if file)
+
+
+def _ended(said: list | None, per_class: int, manners: str) -> bool:
+    return said is not None and said[0] >= per_class and said[1] == manners
+
+
+def _serving(config: CrawlConfig, class_names: list[str], per_class: int) -> AbstractContextManager:
+    """The server that the profile names, while it is crawled; nothing if it names none."""
+    if not config.server:
+        return nullcontext()
+    try:
+        port = urlsplit(config.api).port
+    except ValueError:
+        port = None
+    if port is None:
+        raise UserError(f"`api` is {config.api}: with `server`, name its port, such as http://127.0.0.1:8461/v1/")
+    return images.imported(config.server)(class_names, per_class, port)
+
+
+class _Log:
+    """What all runs spent on a folder, and which classes of a crawl have ended; a file beside the folder."""
+
+    def __init__(self, file: Path):
+        self.file = file
+
+    def read(self) -> dict:
+        try:
+            return {"images": 0, "seconds": 0.0, "ended": {}} | json.loads(self.file.read_text())
+        except (OSError, ValueError):
+            return {"images": 0, "seconds": 0.0, "ended": {}}
+
+    def add(self, images: int = 0, seconds: float = 0.0, ended: dict[str, list] | None = None) -> None:
+        with runs.alone(self.file):
+            old = self.read()
+            new = dict(
+                images=old["images"] + images, seconds=old["seconds"] + seconds, ended=old["ended"] | (ended or {})
+            )
+            runs.write_atomically(self.file, json.dumps(new))
+
+
 def _exploded(table: pd.DataFrame) -> pd.DataFrame:
     """A row for each reason in the generator's column `rejected`."""
     reasons = table.loc[table["rejected"] != "", ["class", "rejected"]]
     reasons = reasons.assign(reason=reasons["rejected"].str.split(", ")).explode("reason")
     return reasons[["class", "reason"]].reset_index(drop=True)
-
-
-def _add_cost(file: Path, images_made: int, seconds: float) -> dict[str, float]:
-    """What all runs spent, this one included if it made something; kept beside the folder."""
-    try:
-        cost = json.loads(file.read_text())
-    except (OSError, ValueError):
-        cost = {"images": 0, "seconds": 0.0}
-    if images_made > 0:
-        cost = {"images": cost["images"] + images_made, "seconds": cost["seconds"] + seconds}
-        runs.write_atomically(file, json.dumps(cost))
-    return cost
 
 
 def _count(folder: Path) -> int:

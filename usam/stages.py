@@ -130,7 +130,7 @@ def embeddings(profile: Profile, what: str, split: str | None = None) -> Embeddi
         split = split or profile.datasets[what].split
         ids, load = list(data.image_ids), lambda i: data.image(ids.index(i))
         origin = runs.stage_key([ids, _pictures(profile, what, data)], (datasets,))
-    key = runs.stage_key([origin, profile.sam], (sam, store), _sam_files(profile))
+    key = runs.stage_key([origin, profile.sam], (images, sam, store), _sam_files(profile))
     folder = paths.data() / profile.name / "embeddings" / "-".join(filter(None, (what, split, key)))
     hit = sum(1 for _ in folder.glob("[0-9]*/masks.json")) == -(-len(ids) // store.SHARD)
     found = store.build(folder, ids, load, sam.LazyExtractor(profile.sam, runs.device()), f"{what} embeddings")
@@ -157,7 +157,8 @@ def state(profile: Profile) -> str:
     It stands in each row of runs.csv, so that a table never mixes scores of different code.
     """
     code = (classes, datasets, evaluation, head, images, inference, metrics, sam, store, training)
-    made = [sources.source_key(source) for source in profile.sources.values()]
+    place = paths.data() / profile.name / "images"
+    made = [sources.content_key(place, name, source) for name, source in profile.sources.items()]
     makers = sorted({config.maker for config in profile.datasets.values() if config.maker})
     files = [file for maker in makers for file in images.sources_of(maker)]
     return runs.stage_key([profile.decisive(), made], code, (*_sam_files(profile), *files))
@@ -181,6 +182,8 @@ def heads(profile: Profile, which: str, source: str, seed: int, shuffled: bool =
     """
     names = class_names(profile, which)
     made, found = training_images(profile, source), embeddings(profile, source)
+    if list(found.ids) != made.table["file"].tolist():
+        raise UserError(f"the {source} images changed while they were read: run again")
     parameters = [found.folder.name, profile.head, profile.distillation, names, seed, shuffled]
     key = runs.stage_key(parameters, (head, training))
     folder = paths.data() / profile.name / "heads" / f"{which}-{source}-{seed}-{key}"

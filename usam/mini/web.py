@@ -17,6 +17,7 @@ from usam.mini.data import web
 
 # What is wrong at which place of every class's list, over and over: 7 of 28 are bad, three more only look it.
 ROUND = 28
+RESULTS = 240  # of each class, as many as Openverse shows
 MOVED, BUSY, SLOW = 1, 4, 7  # fine in the end
 MISSING, PAGE, CUT, SAME, ALIKE, TINY, LOOP = 2, 5, 8, 11, 15, 19, 23
 
@@ -25,9 +26,9 @@ MISSING, PAGE, CUT, SAME, ALIKE, TINY, LOOP = 2, 5, 8, 11, 15, 19, 23
 def serve(class_names: list[str], per_class: int, port: int = 0) -> Iterator[str]:
     """Serves 127.0.0.1 while the block runs; yields the base URL for `CrawlConfig.api`.
 
-    Each class has `2 * per_class` results; a quarter of them is bad: missing, a web page, cut short, a copy, nearly a
-    copy, tiny, a redirect in a circle. Others are moved, slow, or busy at first, and fine. Pictures and their order
-    are always the same.
+    Each class has `RESULTS` results, or twice those wanted; a quarter of them is bad: missing, a web page, cut short, a
+    copy, nearly a copy, tiny, a redirect in a circle. Others are moved, slow, or busy at first, and fine. Pictures and
+    their order are always the same.
 
     Args:
         class_names: that the drawn world has.
@@ -45,7 +46,7 @@ def serve(class_names: list[str], per_class: int, port: int = 0) -> Iterator[str
         raise UserError(
             f"port {port} of this machine is in use ({error.strerror}): wait for the other run, or mend `api`"
         ) from error
-    server.class_names, server.count, server.asked = class_names, 2 * per_class, set()
+    server.class_names, server.count, server.asked = class_names, max(RESULTS, 2 * per_class), set()
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:

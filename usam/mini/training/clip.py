@@ -33,7 +33,7 @@ from usam.classes import PROMPT, VOC
 from usam.mini.training.pictures import NAMES, caption, held_out, render
 
 SIDE, ROOM = 64, 80  # pixels of CLIP's input, and of the pictures that it is cut out of
-LENGTH = 16  # tokens of a caption
+LENGTH = 24  # tokens of a caption; the longest of COCO's names, spelt, takes 18
 LOOKS = ("studio", "web", "any", "scene")
 BATCH, RATE = 256, 1e-3
 
@@ -98,7 +98,7 @@ def contrastive_loss(images: Tensor, texts: Tensor, captions: Sequence[str], sca
         scale: CLIP's learned temperature, as its logarithm.
     """
     numbers = {c: k for k, c in enumerate(dict.fromkeys(captions))}
-    who = torch.tensor([numbers[c] for c in captions])
+    who = torch.tensor([numbers[c] for c in captions], device=images.device)
     same = (who[:, None] == who[None]).float()
     target = same / same.sum(1, keepdim=True)
     logits = scale.exp() * F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T

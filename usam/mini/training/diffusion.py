@@ -28,6 +28,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from usam import runs
 from usam.classes import prompt
+from usam.errors import UserError
 from usam.mini.training.clip import LENGTH
 from usam.mini.training.pictures import NAMES, members, render
 from usam.mini.world import DRAWINGS
@@ -75,8 +76,8 @@ NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", 
 class Loop:
     """One of the two trainings: steps until its time is over, with a state on disk to go on from."""
 
-    def __init__(self, model: nn.Module, rate: float, minutes: float, state: Path):
-        self.model, self.rate, self.seconds_in_all, self.file = model, rate, 60 * minutes, state
+    def __init__(self, model: nn.Module, rate: float, minutes: float, state: Path, inputs: list[float]):
+        self.model, self.rate, self.seconds_in_all, self.file, self.inputs = model, rate, 60 * minutes, state, inputs
         self.optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.99))
         ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
         self.average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema)
@@ -84,6 +85,8 @@ class Loop:
         if state.exists():
             print(f"going on from {state}; delete it to begin anew", flush=True)
             kept = torch.load(state, weights_only=True)
+            if kept["inputs"] != inputs:
+                raise UserError(f"{state} belongs to other pictures or prompts: delete it, or choose another --out")
             for name in ("model", "optimizer", "average"):
                 getattr(self, name).load_state_dict(kept[name])
             self.step, self.seconds = kept["step"], kept["seconds"]
@@ -115,7 +118,7 @@ class Loop:
     def save(self) -> None:
         state = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "average")}
         beside = self.file.with_suffix(".part")
-        torch.save(state | dict(step=self.step, seconds=self.seconds), beside)
+        torch.save(state | dict(step=self.step, seconds=self.seconds, inputs=self.inputs), beside)
         beside.replace(self.file)
 
 
@@ -134,7 +137,13 @@ def train(minutes: float, out: Path, clip: Path, per_drawing: int) -> dict:
     pictures, drawings = learned(per_drawing)
     pictures = pictures.float() / 127.5 - 1  # (N, 3, 64, 64) in [-1, 1]
 
-    first = Loop(autoencoder().to(device), AUTOENCODER_RATE, minutes * AUTOENCODER_SHARE, out.with_suffix(".vae.pt"))
+    first = Loop(
+        autoencoder().to(device),
+        AUTOENCODER_RATE,
+        minutes * AUTOENCODER_SHARE,
+        out.with_name(f"{out.name}.vae.pt"),
+        [per_drawing],
+    )
     vae = first.run(lambda model, generator: autoencoder_loss(model, pictures, generator))
     latents = encode(vae, pictures)
     vae.register_to_config(scaling_factor=1 / latents[:, 0].std().item())
@@ -143,7 +152,10 @@ def train(minutes: float, out: Path, clip: Path, per_drawing: int) -> dict:
     words, reader = CLIPTokenizer.from_pretrained(clip), CLIPTextModel.from_pretrained(clip).eval()
     prompts = read_prompts(words, reader)
     pools = [torch.tensor([k for k, (one,) in enumerate(drawings) if one in members(name)]) for name in NAMES]
-    second = Loop(unet().to(device), RATE, minutes * (1 - AUTOENCODER_SHARE), out.with_suffix(".unet.pt"))
+    made_for = [vae.config.scaling_factor, prompts.double().sum().item()]
+    second = Loop(
+        unet().to(device), RATE, minutes * (1 - AUTOENCODER_SHARE), out.with_name(f"{out.name}.unet.pt"), made_for
+    )
     noise = DDPMScheduler(**NOISE)
     net = second.run(lambda model, generator: denoising_loss(model, latents, prompts, pools, noise, generator))
 

@@ -3,7 +3,7 @@
 * CLIP: zero-shot top-1 over the 20 VOC names, on held-out studio-look and web-look drawings.
 * Stable Diffusion: a ResNet-18 that had no part in its training learns the 20 classes from other drawings, and then
   names generated images. And are these copies? For each, the distance to the nearest picture that Stable Diffusion
-  learned from (root mean square over pixels, in [0, 1]), beside that of the learned pictures among themselves.
+  learned from (root mean square over pixels, in [0, 1]), beside that of as many new drawings.
 """
 
 import argparse
@@ -20,8 +20,9 @@ from torchvision.models import resnet18
 from torchvision.transforms.functional import gaussian_blur
 from tqdm import tqdm
 
-from usam import generate, images, profiles, runs
+from usam import images, profiles, runs, sources
 from usam.classes import VOC
+from usam.errors import UserError
 from usam.mini.training.clip import ROOM, SIDE, cut, zero_shot
 from usam.mini.training.diffusion import PER_DRAWING, learned
 from usam.mini.training.pictures import drawing, held_out, render
@@ -61,20 +62,20 @@ def named(model: nn.Module, pictures: Tensor) -> Tensor:
     return torch.cat([model(some.to(runs.device())).argmax(1).cpu() for some in small])
 
 
-def nearest(some: Tensor, others: Tensor, itself: bool = False) -> Tensor:
-    """Root mean square distance of each picture (N, 3, h, w) uint8 to the nearest of `others`; not to itself."""
+def nearest(some: Tensor, others: Tensor) -> Tensor:
+    """Root mean square distance of each picture (N, 3, h, w) uint8 to the nearest of `others`."""
     a, b = (t.flatten(1).float() / 255 for t in (some, others))
-    distances = torch.cdist(a, b) / a.shape[1] ** 0.5
-    if itself:
-        distances.fill_diagonal_(torch.inf)
-    return distances.min(1).values
+    return torch.cdist(a, b).min(1).values / a.shape[1] ** 0.5
 
 
 def judge_generator(profile: str, folder: Path, per_class: int, per_drawing: int, learned_from: int) -> dict:
     """Generate, name, compare; leaves the images, `classes.csv` and `sheet.png` in `folder`."""
-    config = profiles.load(profile).sources["synthetic"].generate
-    table = generate.generate(folder / "images", list(VOC), config, per_class, seed=1)
-    pictures = torch.from_numpy(np.stack([images.read(folder / "images" / file) for file in table["file"]]))
+    source = profiles.load(profile).sources["synthetic"]
+    if not source.generate:
+        raise UserError(f"profile '{profile}' does not generate its images: name one that does")
+    made = sources.collect(folder, "images", source.model_copy(update={"per_class": per_class}), list(VOC))
+    table = made.table
+    pictures = torch.from_numpy(np.stack([images.read(made.folder / file) for file in table["file"]]))
     pictures = pictures.permute(0, 3, 1, 2)
     truth = torch.tensor([VOC.index(name) for name in table["class"]])
     model = classifier(per_drawing)
@@ -82,10 +83,12 @@ def judge_generator(profile: str, folder: Path, per_class: int, per_drawing: int
              for p, t in [held_out(look, 50, "judge")]}  # fmt: skip
     found = named(model, pictures)
     own, drawings = learned(learned_from)
+    unseen, kinds = held_out("studio", per_class, "near", own.shape[-1])
+    small = F.interpolate(pictures.float(), own.shape[-2:], mode="area").round().to(torch.uint8)
     rows = []
     for number, name in enumerate(VOC):
-        mine, theirs = pictures[truth == number], own[[k for k, one in enumerate(drawings) if one == (name,)]]
-        away, among = nearest(mine, theirs), nearest(theirs, theirs, itself=True)
+        mine, theirs = small[truth == number], own[[k for k, one in enumerate(drawings) if one == (name,)]]
+        away, usual = nearest(mine, theirs), nearest(unseen[kinds == number], theirs)
         wrong = [VOC[k] for k in found[truth == number].tolist() if k != number]
         rows.append({
             "class": name,
@@ -93,8 +96,8 @@ def judge_generator(profile: str, folder: Path, per_class: int, per_drawing: int
             "most often taken for": max(set(wrong), key=wrong.count) if wrong else "",
             "distance": away.median().item(),
             "least distance": away.min().item(),
-            "distance among learned": among.median().item(),
-            "least among learned": among.min().item(),
+            "distance of drawings": usual.median().item(),
+            "least of drawings": usual.min().item(),
         })  # fmt: skip
     classes = pd.DataFrame(rows)
     classes.to_csv(folder / "classes.csv", index=False, float_format="%.3f")
