@@ -147,7 +147,7 @@ def mini(api: str, **options) -> CrawlConfig:
 
 def test_every_candidate_of_the_miniature_web_has_the_fate_it_should_have(tmp_path, waits, capfd):
     names = ["dog", "potted plant"]
-    with web.serve(names, 21) as api:
+    with web.serve(names) as api:
         table = crawl(tmp_path / "out", names, mini(api), 21)
     for name, folder in (("dog", "dog"), ("potted plant", "potted_plant")):
         rejected = {
@@ -178,7 +178,7 @@ def test_every_candidate_of_the_miniature_web_has_the_fate_it_should_have(tmp_pa
 
 
 def test_a_finished_crawl_asks_nobody(tmp_path, waits, asked):
-    with web.serve(["car"], 3) as api:
+    with web.serve(["car"]) as api:
         first = crawl(tmp_path / "out", ["car"], mini(api), 3)
         before, there = len(asked), content(tmp_path / "out")
         second = crawl(tmp_path / "out", ["car"], mini(api), 3)
@@ -191,7 +191,7 @@ def test_a_finished_crawl_asks_nobody(tmp_path, waits, asked):
 @pytest.mark.parametrize("where", ["judge", "flush", "_store"])
 def test_a_crawl_that_was_killed_ends_like_one_that_was_not(tmp_path, waits, asked, monkeypatch, where):
     whole = getattr(module._Shelf, where)
-    with web.serve(["car", "dog"], 9) as api:
+    with web.serve(["car", "dog"]) as api:
         crawl(tmp_path / "whole", ["car", "dog"], mini(api), 9)
         for after in (0, 1, 3, 7):
             calls = iter(range(1000))
@@ -213,7 +213,7 @@ def test_a_crawl_that_was_killed_ends_like_one_that_was_not(tmp_path, waits, ask
 
 
 def test_what_was_decided_is_not_downloaded_again(tmp_path, waits, asked, monkeypatch):
-    with web.serve(["car"], 9) as api:
+    with web.serve(["car"]) as api:
         judge, calls = module._Shelf.judge, iter(range(1000))
 
         def killed(self, *args):
@@ -232,7 +232,7 @@ def test_what_was_decided_is_not_downloaded_again(tmp_path, waits, asked, monkey
 
 def test_a_server_that_went_away_loses_nothing(tmp_path, waits, monkeypatch):
     names = ["car", "dog"]
-    with web.serve(names, 14) as api:
+    with web.serve(names) as api:
         crawl(tmp_path / "whole", names, mini(api), 14)
     port = int(api.split(":")[2].split("/")[0])
     judge, calls, running = module._Shelf.judge, iter(range(1000)), ExitStack()
@@ -244,16 +244,16 @@ def test_a_server_that_went_away_loses_nothing(tmp_path, waits, monkeypatch):
 
     monkeypatch.setattr(module._Shelf, "judge", stopping)
     with running, pytest.raises(UserError, match="no network") as error:
-        crawl(tmp_path / "out", names, mini(running.enter_context(web.serve(names, 14, port))), 14)
+        crawl(tmp_path / "out", names, mini(running.enter_context(web.serve(names, port))), 14)
     assert len(str(error.value).splitlines()) == 1
     assert 4 <= len(pd.read_csv(tmp_path / "out" / "manifest.csv")) <= 4 + module.WORKERS
-    with web.serve(names, 14, port) as api:
+    with web.serve(names, port) as api:
         crawl(tmp_path / "out", names, mini(api), 14)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
 
 
 def test_the_miniature_web_answers_like_openverse_on_loopback_only():
-    with web.serve(["car"], 12) as api:
+    with web.serve(["car"]) as api:
         one, two = (requests.get(f"{api}images/", {"q": "car", "page": page}).json() for page in (1, 2))
         assert [one[key] for key in ("result_count", "page_count", "page_size", "page")] == [240, 12, 20, 1]
         assert (len(one["results"]), len(two["results"]), two["page"]) == (20, 20, 2)
@@ -268,7 +268,7 @@ def test_the_miniature_web_answers_like_openverse_on_loopback_only():
         assert api.startswith("http://127.0.0.1:")
     with pytest.raises(requests.ConnectionError):
         requests.get(api)
-    with pytest.raises(UserError, match="the drawn world has no 'unicorn'"), web.serve(["unicorn"], 1):
+    with pytest.raises(UserError, match="the drawn world has no 'unicorn'"), web.serve(["unicorn"]):
         pass
 
 
@@ -541,7 +541,7 @@ def test_the_address_that_was_checked_is_the_one_connected_to(waits, unconnected
 
 
 def test_loopback_is_refused_unless_allowed(tmp_path, asked):
-    with web.serve(["car"], 2) as api:
+    with web.serve(["car"]) as api:
         with pytest.raises(UserError, match=r"127\.0\.0\.1 has no public address") as error:
             crawl(tmp_path / "out", ["car"], mini(api, allow_hosts=[]), 2)
         assert asked == []

@@ -11,7 +11,7 @@ import pandas as pd
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from tqdm import tqdm
 
-from usam.classes import folder_name, prompt
+from usam.classes import check_names, folder_name, prompt
 from usam.errors import UserError
 from usam.profiles import SourceConfig
 from usam.runs import alone, write_atomically
@@ -58,6 +58,7 @@ def collect(folder: Path, class_names: list[str], source: SourceConfig, seed: in
     Returns:
         One row an image: class, index, prompt, file (relative to the folder).
     """
+    check_names(class_names)
     make: Maker = imported(source.maker)
     wanted = [(name, k) for name in class_names for k in range(source.per_class)]
     with alone(folder):

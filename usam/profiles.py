@@ -81,7 +81,7 @@ class CrawlConfig(_Strict):
         seconds_between_requests, seconds_between_api_requests: to the same host, and to `api`'s (anonymous users have
             20 requests a minute, 200 a day).
         candidates_per_image: after so many candidates for each image wanted, a class ends with what it has.
-        server: "module:function" of a server to crawl instead of the world; `function(class_names, per_class, port)`
+        server: "module:function" of a server to crawl instead of the world; `function(class_names, port)`
             is a context manager that answers at `api` while it is open.
     """
 

@@ -48,7 +48,6 @@ def collect(parent: Path, name: str, source: SourceConfig, class_names: list[str
     Raises:
         UserError: see `generate.generate` and `crawl.crawl`.
     """
-    classes.check_names(class_names)
     key = source_key(source)
     folder = parent / f"{name}-{key}"
     log = _Log(folder.with_name(f"{folder.name}.json"))
@@ -106,13 +105,16 @@ def _crawled(
     stages read must not grow under them.
     """
     manners = runs.stage_key(config.model_dump(mode="json", include=MANNERS))
-    ended = log.read()["ended"]
-    if not all(_ended(ended.get(name), per_class, manners) for name in class_names) or _lost(folder):
-        with _serving(config, class_names, per_class):
+    manifest = crawl.read_manifest(folder) if (folder / "manifest.csv").exists() else None
+    ended = log.read()["ended"].get(manners, {})
+    if (
+        manifest is None
+        or not all((folder / file).is_file() for file in manifest["file"] if file)
+        or any(ended.get(name, 0) < per_class for name in class_names)
+    ):
+        with _serving(config, class_names):
             manifest = crawl.crawl(folder, class_names, config, per_class)
-        log.add(ended={name: [per_class, manners] for name in class_names})
-    else:
-        manifest = crawl.read_manifest(folder)
+        log.add(ended={manners: ended | {name: per_class for name in class_names}})
     manifest = manifest[manifest["class"].isin(class_names)]
     kept = manifest[manifest["status"] == "kept"].sort_values(["class", "file"])
     kept = kept.groupby("class").head(per_class)  # a profile may ask for fewer than an earlier one
@@ -123,19 +125,7 @@ def _crawled(
     return kept, rejected
 
 
-def _lost(folder: Path) -> bool:
-    """Whether an image of the manifest, or the manifest, is gone."""
-    if not (folder / "manifest.csv").exists():
-        return True
-    files = crawl.read_manifest(folder)["file"]
-    return not all((folder / file).is_file() for file in files if file)
-
-
-def _ended(said: list | None, per_class: int, manners: str) -> bool:
-    return said is not None and said[0] >= per_class and said[1] == manners
-
-
-def _serving(config: CrawlConfig, class_names: list[str], per_class: int) -> AbstractContextManager:
+def _serving(config: CrawlConfig, class_names: list[str]) -> AbstractContextManager:
     """The server that the profile names, while it is crawled; nothing if it names none."""
     if not config.server:
         return nullcontext()
@@ -145,11 +135,11 @@ def _serving(config: CrawlConfig, class_names: list[str], per_class: int) -> Abs
         port = None
     if port is None:
         raise UserError(f"`api` is {config.api}: with `server`, name its port, such as http://127.0.0.1:8461/v1/")
-    return images.imported(config.server)(class_names, per_class, port)
+    return images.imported(config.server)(class_names, port)
 
 
 class _Log:
-    """What all runs spent on a folder, and which classes of a crawl have ended; a file beside the folder."""
+    """What all runs spent on a folder; with which manners of a crawl each class ended at how many images wanted."""
 
     def __init__(self, file: Path):
         self.file = file
@@ -160,7 +150,7 @@ class _Log:
         except (OSError, ValueError):
             return {"images": 0, "seconds": 0.0, "ended": {}}
 
-    def add(self, images: int = 0, seconds: float = 0.0, ended: dict[str, list] | None = None) -> None:
+    def add(self, images: int = 0, seconds: float = 0.0, ended: dict[str, dict] | None = None) -> None:
         with runs.alone(self.file):
             old = self.read()
             new = dict(

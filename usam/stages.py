@@ -4,9 +4,12 @@ it was made or reused, and makes only what is missing: images -> embeddings -> h
 import functools
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -123,17 +126,24 @@ def training_images(profile: Profile, source: str) -> TrainingImages:
 def embeddings(profile: Profile, what: str, split: str | None = None) -> EmbeddingStore:
     """Mask embeddings of a source's images ("synthetic", "web") or of a data set's split ("voc", "coco")."""
     if what in profile.sources:
-        made = training_images(profile, what)
-        ids, load, origin = made.table["file"].tolist(), lambda i: images.read(made.folder / i), made.key
-    else:
-        data = dataset(profile, what, split)
-        split = split or profile.datasets[what].split
-        ids, load = list(data.image_ids), lambda i: data.image(ids.index(i))
-        origin = runs.stage_key([ids, _pictures(profile, what, data)], (datasets,))
+        return _embedded_images(profile, what, training_images(profile, what))
+    data = dataset(profile, what, split)
+    ids = list(data.image_ids)
+    origin = runs.stage_key([ids, _pictures(profile, what, data)], (datasets,))
+    name = f"{what}-{split or profile.datasets[what].split}"
+    return _embedded(profile, name, ids, lambda i: data.image(ids.index(i)), origin)
+
+
+def _embedded_images(profile: Profile, source: str, made: TrainingImages) -> EmbeddingStore:
+    return _embedded(profile, source, made.table["file"].tolist(), lambda i: images.read(made.folder / i), made.key)
+
+
+def _embedded(profile: Profile, name: str, ids: list, load: Callable[[Any], np.ndarray], origin: str) -> EmbeddingStore:
+    """The store of the images `load(id)`, in a folder named by `name` and a key of `origin`, SAM and its settings."""
     key = runs.stage_key([origin, profile.sam], (images, sam, store), _sam_files(profile))
-    folder = paths.data() / profile.name / "embeddings" / "-".join(filter(None, (what, split, key)))
+    folder = paths.data() / profile.name / "embeddings" / f"{name}-{key}"
     hit = sum(1 for _ in folder.glob("[0-9]*/masks.json")) == -(-len(ids) // store.SHARD)
-    found = store.build(folder, ids, load, sam.LazyExtractor(profile.sam, runs.device()), f"{what} embeddings")
+    found = store.build(folder, ids, load, sam.LazyExtractor(profile.sam, runs.device()), f"{name} embeddings")
     _say(f"embeddings of {len(found)} images", hit, folder)
     return found
 
@@ -181,9 +191,8 @@ def heads(profile: Profile, which: str, source: str, seed: int, shuffled: bool =
     `shuffled` gives the images each other's labels: the same training with nothing to learn, a check of the pipeline.
     """
     names = class_names(profile, which)
-    made, found = training_images(profile, source), embeddings(profile, source)
-    if list(found.ids) != made.table["file"].tolist():
-        raise UserError(f"the {source} images changed while they were read: run again")
+    made = training_images(profile, source)
+    found = _embedded_images(profile, source, made)
     parameters = [found.folder.name, profile.head, profile.distillation, names, seed, shuffled]
     key = runs.stage_key(parameters, (head, training))
     folder = paths.data() / profile.name / "heads" / f"{which}-{source}-{seed}-{key}"

@@ -23,16 +23,15 @@ MISSING, PAGE, CUT, SAME, ALIKE, TINY, LOOP = 2, 5, 8, 11, 15, 19, 23
 
 
 @contextmanager
-def serve(class_names: list[str], per_class: int, port: int = 0) -> Iterator[str]:
+def serve(class_names: list[str], port: int = 0) -> Iterator[str]:
     """Serves 127.0.0.1 while the block runs; yields the base URL for `CrawlConfig.api`.
 
-    Each class has `RESULTS` results, or twice those wanted; a quarter of them is bad: missing, a web page, cut short, a
-    copy, nearly a copy, tiny, a redirect in a circle. Others are moved, slow, or busy at first, and fine. Pictures and
+    Each class has `RESULTS` results; a quarter of them is bad: missing, a web page, cut short, a copy, nearly a copy,
+    tiny, a redirect in a circle. Others are moved, slow, or busy at first, and fine. Pictures and
     their order are always the same.
 
     Args:
         class_names: that the drawn world has.
-        per_class: images that a crawl will want.
         port: a free one by default; name it when a crawl shall go on with another server.
 
     Raises:
@@ -46,7 +45,7 @@ def serve(class_names: list[str], per_class: int, port: int = 0) -> Iterator[str
         raise UserError(
             f"port {port} of this machine is in use ({error.strerror}): wait for the other run, or mend `api`"
         ) from error
-    server.class_names, server.count, server.asked = class_names, max(RESULTS, 2 * per_class), set()
+    server.class_names, server.asked = class_names, set()
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -86,7 +85,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _results(self, query: dict[str, str]) -> None:
         name, page, size = query.get("q", ""), int(query.get("page", 1)), int(query.get("page_size", 20))
-        count = self.server.count if name in self.server.class_names else 0
+        count = RESULTS if name in self.server.class_names else 0
         if size > 20:
             return self._json(401, {"detail": "page_size must be between 1 and 20 for anonymous requests."})
         if page > max(1, math.ceil(count / size)):

@@ -8,8 +8,6 @@ images of equal captions count as each other's matches: a batch holds many dogs.
 import argparse
 import json
 import math
-import shutil
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,7 +27,8 @@ from transformers import (
 )
 
 from usam import runs
-from usam.classes import PROMPT, VOC
+from usam.classes import VOC, prompt
+from usam.mini.training.loop import Loop, whole_folder
 from usam.mini.training.pictures import NAMES, caption, held_out, render
 
 SIDE, ROOM = 64, 80  # pixels of CLIP's input, and of the pictures that it is cut out of
@@ -46,7 +45,7 @@ def tokenizer() -> CLIPTokenizer:
         vocab_size=10_000, min_frequency=1, show_progress=False, initial_alphabet=letters, end_of_word_suffix="</w>"
     )
     backend = plain.backend_tokenizer
-    backend.train_from_iterator([PROMPT.format(c=f"{name} and a {name}") for name in NAMES], trainer)
+    backend.train_from_iterator([prompt(f"{name} and a {name}") for name in NAMES], trainer)
     learned = json.loads(backend.to_str())["model"]
     words = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters), *learned["vocab"]])
     words = [word for word in words if not word.startswith("<|")] + ["<|startoftext|>", "<|endoftext|>"]
@@ -95,66 +94,55 @@ def contrastive_loss(images: Tensor, texts: Tensor, captions: Sequence[str], sca
     Args:
         images, texts: (N, D) embeddings of the pairs.
         captions: of each pair.
-        scale: CLIP's learned temperature, as its logarithm.
+        scale: CLIP's learned temperature, as its logarithm; at most ln 100 counts.
     """
     numbers = {c: k for k, c in enumerate(dict.fromkeys(captions))}
     who = torch.tensor([numbers[c] for c in captions], device=images.device)
     same = (who[:, None] == who[None]).float()
     target = same / same.sum(1, keepdim=True)
-    logits = scale.exp() * F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T
+    logits = scale.clamp(max=math.log(100)).exp() * F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T
     return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def train(minutes: float, out: Path, count: int) -> dict:
-    """Train for `minutes` on `count` pictures of each look, save the folder, and say what it took."""
+    """Train within `minutes` over all starts on `count` pictures of each look, save the folder, say what it took."""
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    words = tokenizer()
-    model, both, device = build(words).to(runs.device()).train(), processor(words), runs.device()
+    device, words = runs.device(), tokenizer()
+    both = processor(words)
     mean, std = (
         torch.tensor(v).view(3, 1, 1) for v in (both.image_processor.image_mean, both.image_processor.image_std)
     )
     pictures, drawings = render(LOOKS, "train", "clip", range(count), ROOM)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.1, betas=(0.9, 0.98))
-    step, start, heard = 0, time.monotonic(), 0.0
-    while (share := (time.monotonic() - start) / (60 * minutes)) < 1:
-        for group in optimizer.param_groups:
-            group["lr"] = RATE * min((step + 1) / 200, 1) * (0.5 + 0.5 * math.cos(math.pi * share))
-        chosen = rng.integers(len(pictures), size=BATCH)
+
+    def loss_of(model: CLIPModel, generator: torch.Generator) -> Tensor:
+        chosen = torch.randint(len(pictures), (BATCH,), generator=generator)
+        rng = np.random.default_rng(chosen.tolist())
         captions = [caption(drawings[k], rng) for k in chosen]
         tokens = words(captions, padding="max_length", max_length=LENGTH, return_tensors="pt").to(device)
         with torch.autocast(device.type, torch.bfloat16):
             seen = model.get_image_features(cut(pictures[chosen], mean, std).to(device)).pooler_output
             read = model.get_text_features(**tokens).pooler_output
-        loss = contrastive_loss(seen.float(), read.float(), captions, model.logit_scale)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        with torch.no_grad():
-            model.logit_scale.clamp_(max=math.log(100))
-        step, heard = step + 1, loss.item() if step == 0 else 0.98 * heard + 0.02 * loss.item()
-        if step % 50 == 0:
-            print(f"{step} {(time.monotonic() - start) / 60:.1f} min loss {heard:.3f}", flush=True)
-    save(model.eval(), both, out)
-    return dict(steps=step, pictures=step * BATCH, drawn=len(pictures), minutes=minutes, hardware=runs.hardware())
+        return contrastive_loss(seen.float(), read.float(), captions, model.logit_scale)
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    loop = Loop(build(words).to(device).train(), RATE, minutes, out.with_name(f"{out.name}.pt"), [count])
+    loop.run(loss_of)
+    save(loop.model.eval(), both, out)  # not the average: there are too few steps to average over 500
+    return dict(steps=loop.step, drawn=len(pictures), minutes=loop.seconds / 60, hardware=runs.hardware())
 
 
 def save(model: CLIPModel, both: CLIPProcessor, out: Path) -> None:
-    """Write the folder beside, then move it into place."""
-    beside = out.with_name(out.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
-    model.to("cpu").save_pretrained(beside)
-    both.save_pretrained(beside)
-    shutil.rmtree(out, ignore_errors=True)
-    beside.rename(out)
+    """The folder that `from_pretrained` reads."""
+    with whole_folder(out) as folder:
+        model.to("cpu").save_pretrained(folder)
+        both.save_pretrained(folder)
 
 
 @torch.no_grad()
 def zero_shot(folder: Path, looks: Sequence[str], per_class: int, key: str = "clip") -> dict[str, float]:
     """Top-1 accuracy over the 20 VOC names, on held-out drawings of one thing, by look."""
     model, both = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
-    texts = both(text=[PROMPT.format(c=name) for name in VOC], padding=True, return_tensors="pt")
+    texts = both(text=[prompt(name) for name in VOC], padding=True, return_tensors="pt")
     found = {}
     for look in looks:
         pictures, truth = held_out(look, per_class, key)
@@ -168,7 +156,7 @@ def zero_shot(folder: Path, looks: Sequence[str], per_class: int, key: str = "cl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=30, help="training time; the schedule follows it")
+    parser.add_argument("--minutes", type=float, default=30, help="training time over all starts")
     parser.add_argument("--out", type=Path, default=Path("clip"), help="the folder to write")
     parser.add_argument("--count", type=int, default=10_000, help="pictures to draw of each of the four looks")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")

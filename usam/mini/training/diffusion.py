@@ -9,9 +9,6 @@ classifier-free guidance.
 
 import argparse
 import json
-import math
-import shutil
-import time
 from pathlib import Path
 
 import torch
@@ -23,15 +20,14 @@ from diffusers import (
     StableDiffusionPipeline,
     UNet2DConditionModel,
 )
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from usam import runs
 from usam.classes import prompt
-from usam.errors import UserError
 from usam.mini.training.clip import LENGTH
-from usam.mini.training.pictures import NAMES, members, render
-from usam.mini.world import DRAWINGS
+from usam.mini.training.loop import Loop, whole_folder
+from usam.mini.training.pictures import NAMES, members, render, turns
 
 SIDE = 64
 AUTOENCODER_SHARE = 0.12  # of the time
@@ -43,7 +39,7 @@ PER_DRAWING = 600
 
 
 def autoencoder() -> AutoencoderKL:
-    """Fresh weights: 0.8M parameters, a quarter of the side, four channels."""
+    """Fresh weights: 0.9M parameters, a quarter of the side, four channels."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -57,7 +53,7 @@ def autoencoder() -> AutoencoderKL:
 
 
 def unet() -> UNet2DConditionModel:
-    """Fresh weights; it looks at the prompt where its features are 8 x 8."""
+    """Fresh weights: 2.3M parameters; it looks at the prompt where its features are 8 x 8."""
     return UNet2DConditionModel(
         sample_size=SIDE // 4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -71,55 +67,6 @@ def unet() -> UNet2DConditionModel:
 
 
 NOISE = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction")
-
-
-class Loop:
-    """One of the two trainings: steps until its time is over, with a state on disk to go on from."""
-
-    def __init__(self, model: nn.Module, rate: float, minutes: float, state: Path, inputs: list[float]):
-        self.model, self.rate, self.seconds_in_all, self.file, self.inputs = model, rate, 60 * minutes, state, inputs
-        self.optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.01, betas=(0.9, 0.99))
-        ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
-        self.average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema)
-        self.step, self.seconds = 0, 0.0
-        if state.exists():
-            print(f"going on from {state}; delete it to begin anew", flush=True)
-            kept = torch.load(state, weights_only=True)
-            if kept["inputs"] != inputs:
-                raise UserError(f"{state} belongs to other pictures or prompts: delete it, or choose another --out")
-            for name in ("model", "optimizer", "average"):
-                getattr(self, name).load_state_dict(kept[name])
-            self.step, self.seconds = kept["step"], kept["seconds"]
-
-    def run(self, loss_of) -> nn.Module:
-        """Steps on `loss_of(model, generator)`; returns the average."""
-        clock, saved, heard = time.monotonic(), time.monotonic(), None
-        generator = torch.Generator().manual_seed(self.step)
-        while (share := self.seconds / self.seconds_in_all) < 1:
-            for group in self.optimizer.param_groups:
-                group["lr"] = self.rate * min((self.step + 1) / 200, 1) * (0.5 + 0.5 * math.cos(math.pi * share))
-            loss = loss_of(self.model, generator)
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self.average.update_parameters(self.model)
-            self.step += 1
-            self.seconds, clock = self.seconds + time.monotonic() - clock, time.monotonic()
-            heard = loss.item() if heard is None else 0.98 * heard + 0.02 * loss.item()
-            if self.step % 50 == 0:
-                print(f"{self.step} {self.seconds / 60:.1f} min loss {heard:.4f}", flush=True)
-            if time.monotonic() - saved > 300:
-                self.save()
-                saved = time.monotonic()
-        self.save()
-        return self.average.module.eval()
-
-    def save(self) -> None:
-        state = {name: getattr(self, name).state_dict() for name in ("model", "optimizer", "average")}
-        beside = self.file.with_suffix(".part")
-        torch.save(state | dict(step=self.step, seconds=self.seconds, inputs=self.inputs), beside)
-        beside.replace(self.file)
 
 
 def train(minutes: float, out: Path, clip: Path, per_drawing: int) -> dict:
@@ -144,7 +91,8 @@ def train(minutes: float, out: Path, clip: Path, per_drawing: int) -> dict:
         out.with_name(f"{out.name}.vae.pt"),
         [per_drawing],
     )
-    vae = first.run(lambda model, generator: autoencoder_loss(model, pictures, generator))
+    first.run(lambda model, generator: autoencoder_loss(model, pictures, generator))
+    vae = first.average.module.eval()
     latents = encode(vae, pictures)
     vae.register_to_config(scaling_factor=1 / latents[:, 0].std().item())
     latents = latents * vae.config.scaling_factor
@@ -157,30 +105,27 @@ def train(minutes: float, out: Path, clip: Path, per_drawing: int) -> dict:
         unet().to(device), RATE, minutes * (1 - AUTOENCODER_SHARE), out.with_name(f"{out.name}.unet.pt"), made_for
     )
     noise = DDPMScheduler(**NOISE)
-    net = second.run(lambda model, generator: denoising_loss(model, latents, prompts, pools, noise, generator))
+    second.run(lambda model, generator: denoising_loss(model, latents, prompts, pools, noise, generator))
 
     pipe = StableDiffusionPipeline(
         vae=vae.half().cpu(),
         text_encoder=reader,  # not in half: diffusers widens its own parts on loading, transformers does not
         tokenizer=words,
-        unet=net.half().cpu(),
+        unet=second.average.module.eval().half().cpu(),
         scheduler=DPMSolverMultistepScheduler(**NOISE, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    beside = out.with_name(out.name + ".part")
-    shutil.rmtree(beside, ignore_errors=True)
-    pipe.save_pretrained(beside)
-    shutil.rmtree(out, ignore_errors=True)
-    beside.rename(out)
+    with whole_folder(out) as folder:
+        pipe.save_pretrained(folder)
     steps = dict(autoencoder_steps=first.step, unet_steps=second.step)
     return steps | dict(minutes=minutes, drawn=len(pictures), hardware=runs.hardware())
 
 
 def learned(per_drawing: int) -> tuple[Tensor, list[tuple[str]]]:
     """What it learns from: `per_drawing` studio-look pictures of each thing, (N, 3, 64, 64) uint8, and their names."""
-    return render(("studio",), "train", "diffusion", range(per_drawing * len(DRAWINGS)), SIDE)
+    return render(("studio",), "train", "diffusion", turns(per_drawing), SIDE)
 
 
 def autoencoder_loss(vae: AutoencoderKL, pictures: Tensor, generator: torch.Generator) -> Tensor:

@@ -14,19 +14,17 @@ import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.transforms.functional import gaussian_blur
 from tqdm import tqdm
 
-from usam import images, profiles, runs, sources
+from usam import figures, images, profiles, runs, sources
 from usam.classes import VOC
 from usam.errors import UserError
 from usam.mini.training.clip import ROOM, SIDE, cut, zero_shot
 from usam.mini.training.diffusion import PER_DRAWING, learned
-from usam.mini.training.pictures import drawing, held_out, render
-from usam.mini.world import DRAWINGS
+from usam.mini.training.pictures import held_out, render, turns
 
 BATCH, EPOCHS = 128, 6
 
@@ -35,8 +33,7 @@ def classifier(per_drawing: int) -> nn.Module:
     """A ResNet-18 that names single things: trained on studio-look and web-look drawings of its own."""
     torch.manual_seed(0)
     looks = ("studio", "web")
-    every = per_drawing * len(DRAWINGS)
-    pictures, drawings = render(looks, "train", "judge", [k for k in range(every) if drawing(k) in VOC], ROOM)
+    pictures, drawings = render(looks, "train", "judge", turns(per_drawing, VOC), ROOM)
     labels = torch.tensor([VOC.index(name) for (name,) in drawings])
     model = resnet18(num_classes=len(VOC)).to(runs.device()).train()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
@@ -101,15 +98,13 @@ def judge_generator(profile: str, folder: Path, per_class: int, per_drawing: int
         })  # fmt: skip
     classes = pd.DataFrame(rows)
     classes.to_csv(folder / "classes.csv", index=False, float_format="%.3f")
-    sheet(pictures, truth).save(folder / "sheet.png")
+    first = table.groupby("class", sort=False).head(10)
+    shown = [images.read(made.folder / file) for file in first["file"]]
+    figures.sheet(shown, first["class"].tolist(), columns=10, heading=source.generate.model).savefig(
+        folder / "sheet.png"
+    )
     print(classes.round(3).to_string(index=False))
     return dict(recognised=(found == truth).float().mean().item(), classifier=sound, images=len(table))
-
-
-def sheet(pictures: Tensor, truth: Tensor, columns: int = 10) -> Image.Image:
-    """The first images of each class, a class a row."""
-    rows = [torch.cat(list(pictures[truth == number][:columns]), 2) for number in truth.unique()]
-    return Image.fromarray(torch.cat(rows, 1).permute(1, 2, 0).numpy())
 
 
 def main() -> None:

@@ -1,17 +1,15 @@
 """Captioned pictures of the drawn world, for the networks that read names: the small CLIP and Stable Diffusion."""
 
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from multiprocessing import get_context
+from collections.abc import Collection, Sequence
 
 import cv2
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 from torch import Tensor
 from tqdm import tqdm
 
-from usam.classes import COCO, PROMPT, SUPERCLASSES, VOC
+from usam.classes import COCO, SUPERCLASSES, VOC, prompt
 from usam.mini import world
 from usam.mini.data import drawing_of
 from usam.mini.splits import rng_of
@@ -38,7 +36,7 @@ def caption(drawings: Sequence[str], rng: np.random.Generator, superclasses: flo
     for drawing in drawings:
         own, above = names_of(drawing)
         words.append(str(rng.choice(above if above and rng.random() < superclasses else own)))
-    return PROMPT.format(c=" and a ".join(words))
+    return prompt(" and a ".join(words))
 
 
 def drawing(index: int) -> str:
@@ -68,37 +66,30 @@ def square(image: np.ndarray, side: int) -> np.ndarray:
     return cv2.resize(cut, (side, side), interpolation=cv2.INTER_AREA)
 
 
+def turns(per_drawing: int, names: Collection[str] = tuple(world.DRAWINGS)) -> list[int]:
+    """Indices of the first `per_drawing` pictures of each of `names`."""
+    return [k for k in range(per_drawing * len(world.DRAWINGS)) if drawing(k) in names]
+
+
 def render(
-    looks: Sequence[str], split: str, key: str, indices: Sequence[int], side: int, workers: int = 2
+    looks: Sequence[str], split: str, key: str, indices: Sequence[int], side: int
 ) -> tuple[Tensor, list[tuple[str, ...]]]:
     """Pictures of each look: (len(indices) * len(looks), 3, side, side) uint8, and the drawings on each."""
-    jobs = [(look, split, key, index) for index in indices for look in looks]
-    make = partial(_rendered, side=side)
-    if workers == 0:
-        made = [make(job) for job in jobs]
-    else:
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_one_thread) as pool:
-            made = list(tqdm(pool.map(make, jobs, chunksize=64), total=len(jobs), desc="drawing", unit="image"))
-    return torch.from_numpy(np.stack([image for image, _ in made])).permute(0, 3, 1, 2).contiguous(), [
-        drawings for _, drawings in made
-    ]
+    jobs = [delayed(_rendered)(look, split, key, index, side) for index in indices for look in looks]
+    made = Parallel(n_jobs=2, batch_size=32, return_as="generator")(jobs)
+    images, drawings = zip(*tqdm(made, total=len(jobs), desc="drawing", unit="image"), strict=True)
+    return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), list(drawings)
 
 
-def _rendered(job: tuple[str, str, str, int], side: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    image, drawings = picture(*job)
+def _rendered(look: str, split: str, key: str, index: int, side: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    cv2.setNumThreads(1)  # two of these are at work
+    image, drawings = picture(look, split, key, index)
     return square(image, side), drawings
 
 
-def _one_thread() -> None:
-    cv2.setNumThreads(1)
-
-
 def held_out(look: str, per_class: int, key: str, side: int = 160) -> tuple[Tensor, Tensor]:
-    """Drawings of VOC's classes that no training has seen: (20 * per_class, 3, side, side) uint8, class numbers."""
-    made = [
-        (square(getattr(world, look)(name, rng_of("val", key, look, name, k)).image, side), number)
-        for number, name in enumerate(VOC)
-        for k in range(per_class)
-    ]
-    images = torch.from_numpy(np.stack([image for image, _ in made])).permute(0, 3, 1, 2)
-    return images, torch.tensor([number for _, number in made])
+    """Drawings of VOC's classes that no training has seen: (20 * per_class, 3, side, side) uint8, class by class."""
+    images, drawings = render((look,), "val", key, turns(per_class, VOC), side)
+    numbers = torch.tensor([VOC.index(name) for (name,) in drawings])
+    order = numbers.argsort(stable=True)
+    return images[order], numbers[order]

@@ -21,7 +21,7 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader
 from usam import runs
 from usam.mini.sam import IMAGE_SIZE, TOKEN_DIM, build_sam
 from usam.mini.training.batches import SAM_CLICKS, SCENES, SHAPE_SIZE, VIEWS, Stream, click_targets
+from usam.mini.training.loop import SAVE_EVERY, load_state, running_average, save_state
 from usam.sam import captured_tokens
 
 ENCODER_SHARE = 0.37  # of the time, for phase 1
@@ -322,26 +323,20 @@ class Run:
         if start:
             self.model.sam.load_state_dict(load_file(start))
         self.model.to(device)
-        ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.998)
-        self.average = torch.optim.swa_utils.AveragedModel(self.model, multi_avg_fn=ema)
+        self.average = running_average(self.model)
         maps = [p for name, p in self.model.named_parameters() if not name.startswith("sam.")]
         groups = [{"params": list(self.model.sam.parameters())}, {"params": maps}]
         self.optimizer = torch.optim.AdamW(groups, lr=RATES[0], weight_decay=0.02, betas=(0.9, 0.98))
-        self.step, self.seconds = 0, 0.0
-        if self.state_file.exists():
-            print(f"going on from {self.state_file}; delete it to begin anew", flush=True)
-            state = torch.load(self.state_file, weights_only=True)
-            for part in ("model", "average", "optimizer"):
-                getattr(self, part).load_state_dict(state[part])
-            self.step, self.seconds = state["step"], state["seconds"]
+        known = load_state(self.state_file, self._parts())
+        self.step, self.seconds = known.get("step", 0), known.get("seconds", 0.0)
+
+    def _parts(self) -> dict[str, Any]:
+        return {"model": self.model, "average": self.average, "optimizer": self.optimizer}
 
     def save(self) -> None:
         """Weights of the running average, and all that is needed to go on."""
         save_weights(self.average.module.sam, self.out)
-        state = {part: getattr(self, part).state_dict() for part in ("model", "average", "optimizer")}
-        beside = self.state_file.with_suffix(".part")
-        torch.save(state | dict(step=self.step, seconds=self.seconds), beside)
-        beside.replace(self.state_file)
+        save_state(self.state_file, self._parts(), step=self.step, seconds=self.seconds)
 
     def update(self, batch: dict[str, Tensor], plan: Plan) -> dict[str, float]:
         """One step."""
@@ -385,7 +380,7 @@ def train(minutes: float, out: Path, start: Path | None = None, first: int = 0, 
         if run.step % 20 == 0:
             numbers = " ".join(f"{k} {v:.3f}" for k, v in heard.items())
             print(f"{run.step} {run.seconds / 60:.1f} min rate {plan.rate:.1e} {numbers}", flush=True)
-        if time.monotonic() - last_save > 300:
+        if time.monotonic() - last_save > SAVE_EVERY:
             run.save()
             last_save = time.monotonic()
     run.save()
