@@ -87,7 +87,10 @@ def test_the_papers_generator_and_crawler_go_through_the_same_lines(both, model,
     drawn = paper["synthetic"].model_copy(update={"generate": paper["synthetic"].generate.model_copy(update=changes)})
     assert drawn.per_class == 200 and drawn.generate.guidance == 7.5
     web = small["web"].crawl
-    changes = {key: getattr(web, key) for key in ("api", "allow_hosts", "server", "seconds_between_requests", "seconds_between_api_requests")}
+    changes = {
+        key: getattr(web, key)
+        for key in ("api", "allow_hosts", "server", "seconds_between_requests", "seconds_between_api_requests")
+    }
     found = paper["web"].model_copy(update={"crawl": paper["web"].crawl.model_copy(update=changes)})
     for name, source in (("synthetic", drawn), ("web", found)):
         made = collect(tmp_path, name, source.model_copy(update={"per_class": 4}), ["hot dog", "dog"][name == "web" :])
