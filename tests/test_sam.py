@@ -1,6 +1,7 @@
 """Tokens and masks against `transformers`' own SAM with the same weights; geometry and precision."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from transformers import SamConfig as TheirConfig
 from transformers import SamModel
 
-from usam import sam
+from usam import decoder, sam
 from usam.profiles import SamConfig
 from usam.sam import Extractor, decode, encode, load_sam, point_grid, to_image_size
 
@@ -213,10 +214,30 @@ def test_embeddings_are_what_the_decoder_says(trained, choice):
         np.testing.assert_array_equal(masks[i], logits[i, which, :48].numpy() > 0)
 
 
+@pytest.mark.parametrize("prompts", [1, 26])
+def test_decoder_says_what_segment_anythings_own_says(trained, prompts):
+    """The one rearranged, the other as it is, with a forward hook for the tokens; more prompts than fit at once."""
+    torch.manual_seed(0)
+    deep = MaskDecoder(
+        num_multimask_outputs=3, transformer_dim=64, iou_head_hidden_dim=32,
+        transformer=TwoWayTransformer(depth=3, embedding_dim=64, num_heads=4, mlp_dim=48),
+    ).eval()  # fmt: skip
+    for parameter in deep.parameters():  # biases are 0 when new
+        nn.init.normal_(parameter, std=0.2)
+    for ours in (deep, trained.mask_decoder):
+        width = ours.transformer_dim
+        features, positions, none = torch.randn(3, 1, width, 7, 5)
+        sparse = torch.randn(prompts, 2, width)
+        with torch.inference_mode(), sam.captured_tokens(SimpleNamespace(mask_decoder=ours)) as tokens:
+            logits, iou = ours.predict_masks(features, positions, sparse, none.expand(prompts, -1, -1, -1))
+            found = decoder.decode(ours, features, positions, sparse, none)
+        for said, theirs in zip(found, (logits, iou, tokens[0]), strict=True):
+            assert said.shape == theirs.shape
+            assert (said - theirs).abs().max() < 2e-5 * theirs.abs().max()
+
+
 def test_hook_is_removed_even_after_an_error(trained):
     transformer = trained.mask_decoder.transformer
-    extractor(trained, points_per_side=2)(picture(64, 64))
-    assert not transformer._forward_hooks
     with pytest.raises(ZeroDivisionError), sam.captured_tokens(trained):
         assert len(transformer._forward_hooks) == 1
         1 / 0  # noqa: B018

@@ -23,7 +23,7 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torchvision.transforms.functional import resize, to_pil_image
 
-from usam import paths
+from usam import decoder, paths
 from usam.errors import UserError
 from usam.profiles import SamConfig
 
@@ -175,13 +175,10 @@ class Extractor:
         sparse, dense = self.sam.prompt_encoder((coordinates, labels), None, None)  # float32, outside autocast
         positions = self.sam.prompt_encoder.get_dense_pe()
         precision = getattr(torch, self.config.precision)
-        with (
-            captured_tokens(self.sam) as tokens,
-            torch.autocast(self.device.type, precision, enabled=precision != torch.float32),
-        ):
+        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
             features = self.sam.image_encoder(pixels)
-            logits, iou = self.sam.mask_decoder.predict_masks(features, positions, sparse, dense)
-        return logits.float(), iou.float(), tokens[0].float(), inner
+            logits, iou, tokens = decoder.decode(self.sam.mask_decoder, features, positions, sparse, dense[:1])
+        return logits.float(), iou.float(), tokens.float(), inner
 
     def _pixels(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
         """SAM's normalised, padded input (1, 3, S, S) and the (height, width) of the image in it."""
