@@ -125,9 +125,9 @@ def test_choices_are_not_made_on_the_test_split(tmp_path):
 
 
 def test_a_source_names_one_way(tmp_path):
-    for source in ({"per_class": 1}, {"per_class": 1, "maker": "a:b", "crawl": {}}):
+    for source in ({"per_class": 1}, {"per_class": 1, "generate": {"model": "a"}, "crawl": {}}):
         write(tmp_path, changed("sources.web", source))
-        assert "sources.web" in message(tmp_path) and "name one of maker, generate, crawl" in message(tmp_path)
+        assert "sources.web" in message(tmp_path) and "name one of generate and crawl" in message(tmp_path)
 
 
 def test_all_mistakes_are_said_at_once(tmp_path):

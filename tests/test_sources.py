@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from usam import crawl, generate, images, paths, profiles, runs, stages
+from usam import crawl, generate, hub, images, paths, profiles, runs, stages
 from usam.errors import UserError
 from usam.generate import image_seed
 from usam.profiles import CrawlConfig, GenerateConfig, Profile, SourceConfig
@@ -111,7 +111,7 @@ def test_other_settings_are_other_images(both):
 
 def test_another_model_in_the_same_folder_is_another_state(both, model, tmp_path):
     copy = tmp_path / "copy"
-    for file in generate.model_files(str(model)):
+    for file in hub.model_files(str(model)):
         (copy / file.relative_to(model)).parent.mkdir(parents=True, exist_ok=True)
         (copy / file.relative_to(model)).write_bytes(file.read_bytes())
     config = both.sources["synthetic"].generate.model_copy(update={"model": str(copy)})

@@ -131,15 +131,14 @@ def test_web_comes_in_three_sizes():
         assert_consistent(picture, picture.image.shape[:2])
 
 
-def test_makers_of_training_images():
-    for make in (data.studio, data.web):
-        image = make("airplane", 3, 0)
-        assert image.dtype == np.uint8 and image.ndim == 3
-        np.testing.assert_array_equal(image, make("airplane", 3, 0))
-        for other in (make("airplane", 4, 0), make("airplane", 3, 1), make("tv", 3, 0)):
-            assert other.shape != image.shape or (other != image).mean() > 0.1
-    np.testing.assert_array_equal(world.studio("aeroplane", rng_of("train", "studio", "airplane", 3, 0)).image,
-                                  data.studio("airplane", 3, 0))  # fmt: skip
+def test_the_webs_images():
+    image = data.web("airplane", 3)
+    assert image.dtype == np.uint8 and image.ndim == 3
+    np.testing.assert_array_equal(image, data.web("airplane", 3))
+    for other in (data.web("airplane", 4), data.web("tv", 3)):
+        assert other.shape != image.shape or (other != image).mean() > 0.1
+    drawn = world.web("aeroplane", rng_of("train", "web", "airplane", 3, 0)).image
+    np.testing.assert_array_equal(drawn, image)
 
 
 # -- splits -------------------------------------------------------------------------------------------------------

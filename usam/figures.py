@@ -150,7 +150,7 @@ def sheet(
     for axis, image, title in zip(axes.flat, images, titles, strict=False):
         show(axis, image)
         axis.set_title(title, fontsize=7, pad=2)
-    figure.suptitle(heading)
+    figure.suptitle(heading, y=1.0, va="bottom")  # above the cells, however many rows there are
     figure.tight_layout()
     return figure
 

@@ -6,8 +6,6 @@ sub-seed, and each file tells what was thrown away before it.
 """
 
 import hashlib
-import re
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +14,9 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from tqdm import TqdmWarning, tqdm
+from tqdm import tqdm
 
-from usam import images, paths, runs
+from usam import hub, images, runs
 from usam.classes import check_names, prompt
 from usam.errors import UserError
 from usam.profiles import GenerateConfig
@@ -140,7 +138,7 @@ def pipeline(config: GenerateConfig) -> Draw:
     Raises:
         UserError: there is no such model, or it cannot be loaded.
     """
-    with warnings.catch_warnings(action="ignore", category=TqdmWarning):  # text bars are what we want
+    with hub.text_bars():
         from diffusers import StableDiffusionPipeline  # seconds, that only the one who draws shall spend
         from diffusers.utils import logging
         from transformers.utils import logging as text_logging
@@ -149,15 +147,8 @@ def pipeline(config: GenerateConfig) -> Draw:
     logging.set_verbosity_error()
     for quiet in (logging, text_logging):
         quiet.disable_progress_bar()
-    try:
-        pipe = StableDiffusionPipeline.from_pretrained(find_model(config.model), dtype=getattr(torch, config.precision))
-        pipe = pipe.to(device)
-    except Exception as error:  # whatever a loader or a download trips over: there is no list of it
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise UserError(
-            f"Stable Diffusion cannot be loaded from '{config.model}' ({reason}): mend `model` in the profile, "
-            "or connect to the internet if it must be downloaded"
-        ) from error
+    with hub.loading("Stable Diffusion", config.model) as place:
+        pipe = StableDiffusionPipeline.from_pretrained(place, dtype=getattr(torch, config.precision)).to(device)
     pipe.set_progress_bar_config(disable=True)
 
     def draw(text: str, seeds: list[int]) -> tuple[np.ndarray, list[bool]]:
@@ -173,26 +164,6 @@ def pipeline(config: GenerateConfig) -> Draw:
         return made.images, list(made.nsfw_content_detected or [False] * len(seeds))
 
     return draw
-
-
-def find_model(model: str) -> str:
-    """The folder that a profile names, or the name of a repository on the Hugging Face hub as it stands.
-
-    Raises:
-        UserError: it is neither.
-    """
-    folder = paths.resolve(model)
-    if folder.is_dir():
-        return str(folder)
-    if re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", model) and not folder.parent.is_dir():
-        return model
-    raise UserError(f"no model folder {folder}: mend `model` in the profile (a folder, or owner/name on the hub)")
-
-
-def model_files(model: str) -> tuple[Path, ...]:
-    """Files of a model's folder that decide what it makes; none of a model on the hub, whose name must do."""
-    folder = Path(find_model(model))
-    return tuple(sorted(f for f in folder.rglob("*") if f.suffix in (".json", ".safetensors", ".txt", ".bin")))
 
 
 def _save(folder: Path, name: str, index: int, drawn: Drawn, config: GenerateConfig) -> None:

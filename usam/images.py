@@ -1,4 +1,4 @@
-"""Training images from class names alone (paper 3.4): a folder a class, and a list of what was made how."""
+"""Image files: where they lie, how they are read and written, and the functions that a profile names."""
 
 import importlib
 import io
@@ -7,16 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
-from tqdm import tqdm
 
-from usam.classes import check_names, folder_name, prompt
+from usam.classes import folder_name
 from usam.errors import UserError
-from usam.profiles import SourceConfig
-from usam.runs import alone, write_atomically
-
-Maker = Callable[[str, int, int], np.ndarray]
+from usam.runs import write_atomically
 
 
 def imported(name: str) -> Callable:
@@ -44,30 +39,6 @@ def sources_of(name: str) -> tuple[Path, ...]:
 def image_file(class_name: str, index: int) -> str:
     """Where image `index` of a class lies in its source's folder."""
     return f"{folder_name(class_name)}/{index:04d}.png"
-
-
-def collect(folder: Path, class_names: list[str], source: SourceConfig, seed: int = 0) -> pd.DataFrame:
-    """Make the images that `folder` does not hold yet; what is there stays.
-
-    Args:
-        folder: of this source, with these settings.
-        class_names: what the user asks for.
-        source: maker and number of images a class.
-        seed: of the run; with class and index it decides an image.
-
-    Returns:
-        One row an image: class, index, prompt, file (relative to the folder).
-    """
-    check_names(class_names)
-    make: Maker = imported(source.maker)
-    wanted = [(name, k) for name in class_names for k in range(source.per_class)]
-    with alone(folder):
-        missing = [(name, k) for name, k in wanted if not (folder / image_file(name, k)).exists()]
-        for name, k in tqdm(missing, desc="images", unit="image", disable=not missing):
-            about = {"prompt": prompt(name), "seed": seed, "maker": source.maker}
-            save(folder / image_file(name, k), make(name, k, seed), about)
-    rows = [(name, k, prompt(name), image_file(name, k)) for name, k in wanted]
-    return pd.DataFrame(rows, columns=["class", "index", "prompt", "file"])
 
 
 def save(file: Path, image: np.ndarray, about: dict[str, object]) -> None:

@@ -18,7 +18,7 @@ import papermill
 from ipykernel.kernelspec import write_kernel_spec
 from traitlets.config import Config
 
-from usam import generate, paths, profiles, sam
+from usam import hub, paths, profiles, sam
 from usam.errors import UserError
 
 
@@ -232,8 +232,8 @@ def inputs(profile: str) -> list[Path]:
     package = [p for p in sorted(paths.PACKAGE.rglob("*")) if p.is_file() and p.suffix not in {".pyc", ".md"}]
     checkpoint = sam.find_checkpoint(loaded.sam.checkpoint)
     models = {source.generate.model for source in loaded.sources.values() if source.generate}
-    drawing = [file for model in sorted(models) for file in generate.model_files(model)]
-    return [paths.PROFILES / f"{profile}.yaml", checkpoint, paths.ROOT / "requirements.lock", *package, *drawing]
+    others = [file for model in sorted({*models, loaded.clip.model}) for file in hub.model_files(model)]
+    return [paths.PROFILES / f"{profile}.yaml", checkpoint, paths.ROOT / "requirements.lock", *package, *others]
 
 
 def summary(results: Path, seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""Training images of a source, whichever way its profile names (paper 3.4): drawn by a model, crawled, or made."""
+"""Training images of a source, whichever way its profile names (paper 3.4): drawn by a model, or crawled."""
 
 import importlib.metadata
 import json
@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pandas as pd
 
-from usam import classes, crawl, generate, images, runs
+from usam import classes, crawl, generate, hub, images, runs
 from usam.errors import UserError
 from usam.profiles import CrawlConfig, SourceConfig
 
@@ -56,11 +56,8 @@ def collect(parent: Path, name: str, source: SourceConfig, class_names: list[str
         if source.generate:
             table = generate.generate(folder, class_names, source.generate, source.per_class)
             rejected = _exploded(table)
-        elif source.crawl:
-            table, rejected = _crawled(folder, class_names, source.crawl, source.per_class, log)
         else:
-            table = images.collect(folder, class_names, source)
-            rejected = pd.DataFrame(columns=["class", "reason"])
+            table, rejected = _crawled(folder, class_names, source.crawl, source.per_class, log)
     finally:
         if new := _count(folder) - before:
             log.add(images=new, seconds=time.perf_counter() - start)
@@ -80,13 +77,11 @@ def source_key(source: SourceConfig) -> str:
     """Changes with all that decides how an image looks, the libraries that draw included."""
     if source.generate:
         versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")]
-        files = generate.model_files(source.generate.model)
+        files = hub.model_files(source.generate.model)
         return runs.stage_key([source.generate, versions], (classes, images, generate), files)
-    if source.crawl:
-        settings = source.crawl.model_dump(mode="json", exclude=MANNERS)
-        server = images.sources_of(source.crawl.server) if source.crawl.server else ()
-        return runs.stage_key([settings, crawl.local_state(source.crawl)], files=server)
-    return runs.stage_key([source.maker], (classes, images), images.sources_of(source.maker))
+    settings = source.crawl.model_dump(mode="json", exclude=MANNERS)
+    server = images.sources_of(source.crawl.server) if source.crawl.server else ()
+    return runs.stage_key([settings, crawl.local_state(source.crawl)], files=server)
 
 
 def content_key(parent: Path, name: str, source: SourceConfig) -> str:

@@ -1,4 +1,4 @@
-"""The drawn world written as true data sets: a PASCAL VOC folder, a COCO json; and as single-object images."""
+"""The drawn world written as true data sets, a PASCAL VOC folder and a COCO json; and as images of single things."""
 
 import json
 import shutil
@@ -33,14 +33,9 @@ def drawing_of(class_name: str) -> str:
     return COCO_DRAWINGS.get(class_name, class_name)
 
 
-def studio(class_name: str, index: int, seed: int) -> np.ndarray:
-    """Training image `index` of a class, studio look: (H, W, 3) uint8 RGB."""
-    return world.studio(drawing_of(class_name), rng_of("train", "studio", class_name, index, seed)).image
-
-
-def web(class_name: str, index: int, seed: int) -> np.ndarray:
+def web(class_name: str, index: int) -> np.ndarray:
     """Training image `index` of a class, web look: (H, W, 3) uint8 RGB."""
-    return world.web(drawing_of(class_name), rng_of("train", "web", class_name, index, seed)).image
+    return world.web(drawing_of(class_name), rng_of("train", "web", class_name, index, 0)).image
 
 
 def test_scene(split: str, dataset: str, index: int, class_names: list[str]) -> Picture:

@@ -38,7 +38,7 @@ def serve(class_names: list[str], port: int = 0) -> Iterator[str]:
         UserError: nobody has drawn such a class; the port is in use.
     """
     for name in class_names:
-        web(name, 0, 0)  # an unknown class is an error here, not in the server's threads
+        web(name, 0)  # an unknown class is an error here, not in the server's threads
     try:
         server = _Server(("127.0.0.1", port), _Handler)
     except OSError as error:
@@ -153,7 +153,7 @@ def _photograph(name: str, place: int) -> bytes:
     """The JPEG at a place; copies are of the first in their round."""
     kind = place % ROUND
     index = place - kind if kind in (SAME, ALIKE) else place
-    image = Image.fromarray(web(name, index, 0))
+    image = Image.fromarray(web(name, index))
     if kind == TINY:
         image = image.resize((20, 20))
     file = io.BytesIO()

@@ -31,7 +31,7 @@ from usam.mini.training.loop import Loop, whole_folder
 from usam.mini.training.pictures import NAMES, members, render, turns
 
 SIDE = 64
-AUTOENCODER_SHARE = 0.12  # of the time
+AUTOENCODER_SHARE = 0.2  # of the time
 BATCH, RATE = 64, 1e-3
 AUTOENCODER_BATCH, AUTOENCODER_RATE = 32, 2e-3
 NO_PROMPT = 0.1  # share of pictures that are learned without their prompt

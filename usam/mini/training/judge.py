@@ -101,7 +101,7 @@ def judge_generator(profile: str, folder: Path, per_class: int, per_drawing: int
     first = table.groupby("class", sort=False).head(10)
     shown = [images.read(made.folder / file) for file in first["file"]]
     figures.sheet(shown, first["class"].tolist(), columns=10, heading=source.generate.model).savefig(
-        folder / "sheet.png"
+        folder / "sheet.png", bbox_inches="tight"
     )
     print(classes.round(3).to_string(index=False))
     return dict(recognised=(found == truth).float().mean().item(), classifier=sound, images=len(table))
