@@ -11,6 +11,7 @@ from pycocotools import mask as rle_tools
 
 from usam.datasets import CocoDataset, Instance, VocDataset
 from usam.errors import UserError
+from usam.granularity import Grouped
 
 H, W = 6, 8  # not square: swapped axes must show
 
@@ -298,3 +299,27 @@ def test_coco_pictures_missing_or_of_another_size(coco):
     refuses(r"000000000009\.jpg is 6 x 8 pixels but .* says 8 x 6 pixels", lambda: read(coco)[2])
     picture.unlink()
     refuses(r"1 of 3 files .*000000000009\.jpg", lambda: read(coco))
+
+
+# -- changed granularity ------------------------------------------------------------------------------------------
+
+
+def test_groups_gather_classes_and_the_rest_is_background(voc):
+    plain = VocDataset(voc, "val")
+    dogs_first = Grouped(plain, {"animals": ["dog", "cat"], "household items": ["bottle", "tvmonitor"]})
+    assert dogs_first.class_names == ("animals", "household items") and dogs_first.image_ids == plain.image_ids
+    example = dogs_first[0]
+    np.testing.assert_array_equal(example.semantic, np.select([CLASS_MAP == 12, CLASS_MAP == 20, CLASS_MAP == 255],
+                                                              [1, 2, 255]))  # fmt: skip
+    assert [one.label for one in example.instances] == [0, 0, 1]
+    assert [one.mask for one in example.instances] == [one.mask for one in plain[0].instances]
+    np.testing.assert_array_equal(example.image, plain[0].image)
+    only = Grouped(plain, {"vehicles": ["car"], "screens": ["tvmonitor"]})[0]
+    np.testing.assert_array_equal(only.semantic, np.select([CLASS_MAP == 20, CLASS_MAP == 255], [2, 255]))
+    assert [one.label for one in only.instances] == [1]
+
+
+def test_groups_that_cannot_be(voc):
+    plain = VocDataset(voc, "val")
+    refuses("groups: voc_val has no class 'wolf'", lambda: Grouped(plain, {"animals": ["dog", "wolf"]}))
+    refuses("'dog' is claimed twice", lambda: Grouped(plain, {"animals": ["dog"], "pets": ["cat", "dog"]}))

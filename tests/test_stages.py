@@ -57,7 +57,7 @@ def test_the_test_split_is_the_default(tiny):
 
 def test_damaged_heads_are_trained_again_to_the_same(tiny, monkeypatch):
     stages.heads(tiny, "voc", "web", 0)
-    student = next(paths.data().rglob("student.safetensors"))
+    student = next(paths.data().rglob("*-student-*/head.safetensors"))
     before = load(student.read_bytes())  # load_file would map the file that is damaged here
     for damage in (lambda f: f.write_bytes(b""), lambda f: f.write_bytes(f.read_bytes()[:1000]), Path.unlink):
         damage(student)
@@ -67,9 +67,20 @@ def test_damaged_heads_are_trained_again_to_the_same(tiny, monkeypatch):
     stages.heads(tiny, "voc", "web", 0)
 
 
+def test_another_distillation_keeps_the_teacher(tiny):
+    first = stages.heads(tiny, "voc", "web", 0)
+    other = tiny.model_copy(update={"distillation": tiny.distillation.model_copy(update={"lambda_uncertainty": 3.0})})
+    second = stages.heads(other, "voc", "web", 0)
+    kinds = [p.name.split("-")[3] for p in (paths.data() / "smoke" / "heads").iterdir() if p.is_dir()]
+    assert sorted(kinds) == ["student", "student", "teacher"]
+    for one, same in (("teacher", True), ("student", False)):
+        states = (getattr(both, one).state_dict() for both in (first, second))
+        assert all((a == b).all() for a, b in zip(*(s.values() for s in states), strict=True)) == same
+
+
 def test_heads_belong_to_the_embeddings_they_were_trained_on(tiny, monkeypatch):
     def folders() -> set[Path]:
-        return {p.parent for p in paths.data().rglob("student.safetensors")}
+        return {p.parent for p in paths.data().rglob("*-student-*/head.safetensors")}
 
     stages.heads(tiny, "voc", "web", 0)
     first = folders()

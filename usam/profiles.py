@@ -100,26 +100,38 @@ class CrawlConfig(_Strict):
 
 
 class SourceConfig(_Strict):
-    """Where training images come from (paper 3.4); one of `maker`, `generate` and `crawl`.
+    """Where training images come from (paper 3.4); one of `generate` and `crawl`.
 
     Attributes:
         per_class: images per class name (paper: 200 synthetic, about 45 from the web).
-        maker: "module:function"; `function(class_name, index, seed)` returns an RGB image (H, W, 3) uint8.
         generate: they are drawn by a text-to-image model.
         crawl: they are found on the web.
     """
 
     per_class: Count
-    maker: str | None = None
     generate: GenerateConfig | None = None
     crawl: CrawlConfig | None = None
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
-        ways = ("maker", "generate", "crawl")
-        if sum(getattr(self, way) is not None for way in ways) != 1:
-            raise ValueError(f"name one of {', '.join(ways)}: an image comes from one place")
+        if (self.generate is None) == (self.crawl is None):
+            raise ValueError("name one of generate and crawl: an image comes from one place")
         return self
+
+
+class ClipConfig(_Strict):
+    """Which CLIP names SAM's masks in the baseline SAM+CLIP (paper 4, "Additional baseline").
+
+    Attributes:
+        model: a folder in the format of transformers (relative paths start at the repository), or owner/name on the
+            Hugging Face hub.
+        batch: masks scored at once.
+        precision: arithmetic of the image encoder.
+    """
+
+    model: str
+    batch: Count = 100
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
 
 
 class DataConfig(_Strict):
@@ -134,6 +146,7 @@ class DataConfig(_Strict):
         maker: "module:function" that writes the set when it is missing; `function(root, images, class_names)`.
         images: for the maker, how many pictures of each split, "val" and "test".
         classes: class names, two or more; all of the data set's by default.
+        groups: other class names, each with those of `classes` that it gathers (paper 4, "Changed granularity").
     """
 
     format: Literal["voc", "coco"]
@@ -143,6 +156,7 @@ class DataConfig(_Strict):
     maker: str | None = None
     images: dict[str, Count] = {}
     classes: Annotated[list[str], Field(min_length=2)] | None = None
+    groups: Annotated[dict[str, list[str]], Field(min_length=2)] | None = None
 
     @model_validator(mode="after")
     def _choices_are_not_made_on_the_test_split(self) -> Self:
@@ -207,7 +221,7 @@ class Profile(_Strict):
         name: of the profile's file, without ".yaml".
         world: printed on every figure and table.
         seeds: of the heads, each once; tables show mean and standard deviation over them.
-        sam, sources, datasets, head, distillation, inference: as explained there.
+        sam, sources, datasets, head, distillation, inference, clip: as explained there.
     """
 
     name: str
@@ -219,6 +233,7 @@ class Profile(_Strict):
     head: HeadConfig = HeadConfig()
     distillation: DistillationConfig = DistillationConfig()
     inference: InferenceConfig = InferenceConfig()
+    clip: ClipConfig
 
     @field_validator("seeds")
     @classmethod

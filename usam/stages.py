@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,9 +16,13 @@ from safetensors.torch import load, save
 
 from usam import (
     classes,
+    clip_baseline,
     datasets,
+    decoder,
     evaluation,
+    granularity,
     head,
+    hub,
     images,
     inference,
     metrics,
@@ -29,9 +33,11 @@ from usam import (
     store,
     training,
 )
+from usam.clip_baseline import PAPER, ClipLabeller, View, by_clip
 from usam.datasets import CocoDataset, Dataset, VocDataset
 from usam.errors import UserError
 from usam.evaluation import Scores
+from usam.granularity import Grouped
 from usam.head import MaskClassifier
 from usam.profiles import DataConfig, Profile
 from usam.sources import TrainingImages
@@ -50,7 +56,7 @@ def _say(what: str, hit: bool, folder: Path) -> None:
 def class_names(profile: Profile, which: str) -> list[str]:
     """The classes of data set `which`: the profile's, else all of VOC or COCO that the set knows."""
     config = profile.datasets[which]
-    return list(config.classes) if config.classes else list(dataset(profile, which).class_names)
+    return list(config.groups or config.classes or dataset(profile, which).class_names)
 
 
 def dataset(profile: Profile, which: str, split: str | None = None) -> Dataset:
@@ -66,7 +72,8 @@ def dataset(profile: Profile, which: str, split: str | None = None) -> Dataset:
     if config.maker:
         _make_dataset(config, root)
     seen = tuple(p.stat().st_mtime_ns for p in (root, root / "annotations", root / STAMP) if p.exists())
-    return _opened(config.format, root, split or config.split, tuple(config.classes or ()), seen)
+    data = _opened(config.format, root, split or config.split, tuple(config.classes or ()), seen)
+    return Grouped(data, config.groups) if config.groups else data
 
 
 @functools.lru_cache(maxsize=8)
@@ -140,7 +147,7 @@ def _embedded_images(profile: Profile, source: str, made: TrainingImages) -> Emb
 
 def _embedded(profile: Profile, name: str, ids: list, load: Callable[[Any], np.ndarray], origin: str) -> EmbeddingStore:
     """The store of the images `load(id)`, in a folder named by `name` and a key of `origin`, SAM and its settings."""
-    key = runs.stage_key([origin, profile.sam], (images, sam, store), _sam_files(profile))
+    key = runs.stage_key([origin, profile.sam], (decoder, images, sam, store), _sam_files(profile))
     folder = paths.data() / profile.name / "embeddings" / f"{name}-{key}"
     hit = sum(1 for _ in folder.glob("[0-9]*/masks.json")) == -(-len(ids) // store.SHARD)
     found = store.build(folder, ids, load, sam.LazyExtractor(profile.sam, runs.device()), f"{name} embeddings")
@@ -166,23 +173,27 @@ def state(profile: Profile) -> str:
 
     It stands in each row of runs.csv, so that a table never mixes scores of different code.
     """
-    code = (classes, datasets, evaluation, head, images, inference, metrics, sam, store, training)
+    code = (
+        classes, clip_baseline, datasets, decoder, evaluation, granularity, head, images, inference, metrics, sam,
+        store, training,
+    )  # fmt: skip
     place = paths.data() / profile.name / "images"
     made = [sources.content_key(place, name, source) for name, source in profile.sources.items()]
     makers = sorted({config.maker for config in profile.datasets.values() if config.maker})
     files = [file for maker in makers for file in images.sources_of(maker)]
+    files += hub.model_files(profile.clip.model)
     return runs.stage_key([profile.decisive(), made], code, (*_sam_files(profile), *files))
 
 
 @dataclass(frozen=True)
 class Heads:
-    """A teacher and its student, with one row an epoch of each, and what it cost to train both (`runs.timed`)."""
+    """A teacher and its student, with one row an epoch of each, and the seconds that it took to train both."""
 
     teacher: MaskClassifier
     student: MaskClassifier
     teacher_history: pd.DataFrame
     student_history: pd.DataFrame
-    cost: dict[str, float]
+    seconds: float
 
 
 def heads(profile: Profile, which: str, source: str, seed: int, shuffled: bool = False) -> Heads:
@@ -193,52 +204,68 @@ def heads(profile: Profile, which: str, source: str, seed: int, shuffled: bool =
     names = class_names(profile, which)
     made = training_images(profile, source)
     found = _embedded_images(profile, source, made)
-    parameters = [found.folder.name, profile.head, profile.distillation, names, seed, shuffled]
-    key = runs.stage_key(parameters, (head, training))
-    folder = paths.data() / profile.name / "heads" / f"{which}-{source}-{seed}-{key}"
-    with runs.alone(folder):
-        trained = _load_heads(profile, folder, len(names))
-        hit = trained is not None
-        if not hit:
-            bags = training.Bags.of(found.tokens, made.table["class"].tolist(), names)
-            _train_heads(profile, bags.shuffled(seed) if shuffled else bags, seed, folder)
-            trained = _load_heads(profile, folder, len(names))
-    _say(f"heads for {len(names)} classes", hit, folder)
-    return trained
+    place = paths.data() / profile.name / "heads" / f"{which}-{source}-{seed}"
+
+    @functools.cache
+    def bags() -> training.Bags:
+        plain = training.Bags.of(found.tokens, made.table["class"].tolist(), names)
+        return plain.shuffled(seed) if shuffled else plain
+
+    def one(kind: str, parameters: list, *distilled: Any) -> _Head:
+        """A teacher or a student, from its folder or trained."""
+        key = runs.stage_key([found.folder.name, profile.head, names, seed, shuffled, *parameters], (head, training))
+        folder = place.with_name(f"{place.name}-{kind}-{key}")
+        with runs.alone(folder):
+            trained = _load_head(profile, folder, len(names))
+            hit = trained is not None
+            if not hit:
+                with runs.timed() as cost:
+                    model, history = training.train(
+                        bags(), profile.head, seed, *distilled, device=runs.device(), label=kind
+                    )
+                _save_head(folder, model, history, cost)
+                trained = _load_head(profile, folder, len(names))
+        _say(f"{kind} for {len(names)} classes", hit, folder)
+        return trained
+
+    teacher = one("teacher", [])
+    student = one("student", [profile.distillation], teacher.model, profile.distillation)
+    return Heads(
+        teacher.model,
+        student.model,
+        teacher.history,
+        student.history,
+        teacher.cost["seconds"] + student.cost["seconds"],
+    )
 
 
-def _train_heads(profile: Profile, bags: training.Bags, seed: int, folder: Path) -> None:
-    device = runs.device()
-    with runs.timed() as cost:
-        teacher, history = training.train(bags, profile.head, seed, device=device)
-        student, student_history = training.train(
-            bags, profile.head, seed, teacher, profile.distillation, device, label="student"
-        )
+class _Head(NamedTuple):
+    model: MaskClassifier
+    history: pd.DataFrame
+    cost: dict[str, float]
+
+
+def _save_head(folder: Path, model: MaskClassifier, history: pd.DataFrame, cost: dict[str, float]) -> None:
     part = folder.with_name(folder.name + ".part")
     for leftover in (part, folder):
         shutil.rmtree(leftover, ignore_errors=True)
     with runs.writing(folder):
         part.mkdir(parents=True)
-        for name, model, rows in (("teacher", teacher, history), ("student", student, student_history)):
-            (part / f"{name}.safetensors").write_bytes(save(model.state_dict()))
-            rows.to_csv(part / f"{name}.csv", index=False)
+        (part / "head.safetensors").write_bytes(save(model.state_dict()))
+        history.to_csv(part / "history.csv", index=False)
         (part / "cost.json").write_text(json.dumps(cost))
         part.rename(folder)
 
 
-def _load_heads(profile: Profile, folder: Path, classes: int) -> Heads | None:
-    """What `_train_heads` left, or None if it is not there or damaged."""
-
-    def one(name: str) -> MaskClassifier:
-        weights = load((folder / f"{name}.safetensors").read_bytes())
+def _load_head(profile: Profile, folder: Path, classes: int) -> _Head | None:
+    """What `_save_head` left, or None if it is not there or damaged."""
+    try:
+        weights = load((folder / "head.safetensors").read_bytes())
         model = MaskClassifier(classes, weights["mean"], weights["std"], profile.head.widths)
         model.load_state_dict(weights)
-        return model.eval().requires_grad_(False).to(runs.device())
-
-    try:
-        histories = [pd.read_csv(folder / f"{name}.csv") for name in ("teacher", "student")]
+        history = pd.read_csv(folder / "history.csv")
         cost = json.loads((folder / "cost.json").read_text())
-        return Heads(one("teacher"), one("student"), *histories, cost)
+        return _Head(model.eval().requires_grad_(False).to(runs.device()), history, cost)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):
         return None
 
@@ -264,7 +291,16 @@ def score(
     both = heads(profile, which, source, seed, shuffled=method == "shuffled labels")
     model = both.teacher if method == "MIL only" else both.student
     return recorded(profile, which, source, seed, method, evaluation.by_head(model, profile.inference), split,
-                    training_seconds=both.cost["seconds"])  # fmt: skip
+                    training_seconds=both.seconds)  # fmt: skip
+
+
+def score_clip(profile: Profile, which: str, view: View = PAPER, split: str | None = None) -> Scores:
+    """SAM+CLIP on data set `which` (test split by default), written into runs.csv; nothing is trained for it.
+
+    `view` is what CLIP is shown of a mask.
+    """
+    labeller = ClipLabeller(profile.clip, class_names(profile, which), view, runs.device())
+    return recorded(profile, which, "none", None, view.method, by_clip(labeller, profile.inference), split)
 
 
 def recorded(
@@ -287,7 +323,7 @@ def recorded(
     runs.record(
         paths.results(profile.name) / "runs.csv",
         profile=profile.name,
-        dataset=which,
+        dataset=f"{which}, grouped" if profile.datasets[which].groups else which,
         split=split or profile.datasets[which].split,
         source=source,
         method=method,

@@ -1,0 +1,49 @@
+"""Changed granularity (paper 4): the user's classes gather several of a data set's."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from usam.datasets import VOID, Dataset, Example
+from usam.errors import UserError
+
+
+class Grouped:
+    """A data set whose classes are the names in `groups`; classes in no group are background.
+
+    Args:
+        dataset: with its own classes.
+        groups: a new name -> names of `dataset`, each in one group.
+
+    Raises:
+        UserError: a name that the data set does not have, or that two groups claim.
+    """
+
+    def __init__(self, dataset: Dataset, groups: Mapping[str, Sequence[str]]) -> None:
+        members = [name for group in groups.values() for name in group]
+        for name in members:
+            if name not in dataset.class_names:
+                raise UserError(f"groups: {dataset.name} has no class '{name}': {', '.join(dataset.class_names)}")
+            if members.count(name) > 1:
+                raise UserError(f"groups: '{name}' is claimed twice: put each class into one group")
+        self._dataset = dataset
+        self.name = f"{dataset.name}_grouped"
+        self.class_names = tuple(groups)
+        self.category_ids = tuple(range(1, len(groups) + 1))
+        self.image_ids, self.files, self.image = dataset.image_ids, dataset.files, dataset.image
+        label_of = {name: label for label, group in enumerate(groups.values()) for name in group}
+        self._labels = [label_of.get(name) for name in dataset.class_names]  # old label -> new label or None
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __getitem__(self, i: int) -> Example:
+        """Example `i` with the groups' labels."""
+        example = self._dataset[i]
+        values = np.zeros(256, np.uint8)
+        values[VOID] = VOID
+        values[1 : len(self._labels) + 1] = [0 if label is None else label + 1 for label in self._labels]
+        ours = [(one, self._labels[one.label]) for one in example.instances]
+        instances = [replace(one, label=label) for one, label in ours if label is not None]
+        return replace(example, semantic=values[example.semantic], instances=instances)
