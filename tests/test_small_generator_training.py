@@ -184,14 +184,16 @@ def test_names_of_coco_are_all_spelt_within_the_length(small_clip):
 
 
 def test_judging_a_generator(tmp_path, model, monkeypatch, capsys):
-    with pytest.raises(UserError, match="does not generate its images"):
-        judge.judge_generator("smoke", tmp_path, 1, 1, 1)
+    smoke = profiles.load("smoke")
     source = SourceConfig(per_class=9, generate=GenerateConfig(model=str(model), steps=1, batch=1))
-    profile = profiles.load("smoke").model_copy(update={"sources": {"synthetic": source}})
-    monkeypatch.setattr(judge.profiles, "load", lambda name: profile)
+    sources = {"crawling": smoke.sources["web"], "drawing": source}
+    loaded = {name: smoke.model_copy(update={"sources": {"synthetic": one}}) for name, one in sources.items()}
+    monkeypatch.setattr(judge.profiles, "load", loaded.get)
+    with pytest.raises(UserError, match="does not generate its images"):
+        judge.judge_generator("crawling", tmp_path, 1, 1, 1)
     monkeypatch.setattr(judge, "BATCH", 8)
     monkeypatch.setattr(judge, "EPOCHS", 1)
-    result = judge.judge_generator("smoke", tmp_path, 2, 2, 1)
+    result = judge.judge_generator("drawing", tmp_path, 2, 2, 1)
     table = pd.read_csv(tmp_path / "classes.csv")
     assert table["class"].tolist() == list(VOC) and result["images"] == 40
     assert result["recognised"] == pytest.approx(table["recognised"].mean(), abs=2e-3)
