@@ -3,8 +3,7 @@
 `MaskDecoder.predict_masks` repeats the image for every prompt and projects each of its pixels to queries, keys and
 values, every time anew. A prompt has but seven tokens, so all of that can be moved to their side:
 q·(W k) = (Wᵀ q)·k, and Σ a (W v) = W Σ a v. The image itself is repeated only after the first block, where prompts
-begin to differ. Up-scaling does not mix pixels, so it needs no convolution. What comes out is the same, up to rounding;
-half of the time and less remains.
+begin to differ. Up-scaling does not mix pixels, so it needs no convolution. What comes out is the same, up to rounding.
 """
 
 import torch

@@ -34,6 +34,9 @@ class Grouped:
         self.image_ids, self.files, self.image = dataset.image_ids, dataset.files, dataset.image
         label_of = {name: label for label, group in enumerate(groups.values()) for name in group}
         self._labels = [label_of.get(name) for name in dataset.class_names]  # old label -> new label or None
+        self._values = np.zeros(256, np.uint8)  # old value of a semantic map -> new value
+        self._values[VOID] = VOID
+        self._values[1 : len(self._labels) + 1] = [0 if label is None else label + 1 for label in self._labels]
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -41,9 +44,6 @@ class Grouped:
     def __getitem__(self, i: int) -> Example:
         """Example `i` with the groups' labels."""
         example = self._dataset[i]
-        values = np.zeros(256, np.uint8)
-        values[VOID] = VOID
-        values[1 : len(self._labels) + 1] = [0 if label is None else label + 1 for label in self._labels]
         ours = [(one, self._labels[one.label]) for one in example.instances]
         instances = [replace(one, label=label) for one, label in ours if label is not None]
-        return replace(example, semantic=values[example.semantic], instances=instances)
+        return replace(example, semantic=self._values[example.semantic], instances=instances)

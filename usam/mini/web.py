@@ -27,8 +27,8 @@ def serve(class_names: list[str], port: int = 0) -> Iterator[str]:
     """Serves 127.0.0.1 while the block runs; yields the base URL for `CrawlConfig.api`.
 
     Each class has `RESULTS` results; a quarter of them is bad: missing, a web page, cut short, a copy, nearly a copy,
-    tiny, a redirect in a circle. Others are moved, slow, or busy at first, and fine. Pictures and
-    their order are always the same.
+    tiny, a redirect in a circle. Others are moved, slow, or busy at first, and fine. Pictures and their order are
+    always the same.
 
     Args:
         class_names: that the drawn world has.

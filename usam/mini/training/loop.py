@@ -22,6 +22,15 @@ def running_average(model: nn.Module) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.998))
 
 
+def descend(model: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    """One step down `loss`, with gradients of norm 1 at most, and the average after it."""
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    average.update_parameters(model)
+
+
 def save_state(file: Path, parts: dict[str, Any], **numbers: Any) -> None:
     """Write what `load_state` reads, whole or not at all; each part has a `state_dict`."""
     beside = file.with_suffix(".part")
@@ -86,11 +95,7 @@ class Loop:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * min((self.step + 1) / 200, 1) * (0.5 + 0.5 * math.cos(math.pi * share))
             loss = loss_of(self.model, generator)
-            self.optimizer.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-            self.optimizer.step()
-            self.average.update_parameters(self.model)
+            descend(self.model, self.average, self.optimizer, loss)
             self.step += 1
             self.seconds, clock = self.seconds + time.monotonic() - clock, time.monotonic()
             heard = loss.item() if heard is None else 0.98 * heard + 0.02 * loss.item()

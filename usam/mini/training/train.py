@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader
 from usam import runs
 from usam.mini.sam import IMAGE_SIZE, TOKEN_DIM, build_sam
 from usam.mini.training.batches import SAM_CLICKS, SCENES, SHAPE_SIZE, VIEWS, Stream, click_targets
-from usam.mini.training.loop import SAVE_EVERY, load_state, running_average, save_state
+from usam.mini.training.loop import SAVE_EVERY, descend, load_state, running_average, save_state
 from usam.sam import captured_tokens
 
 ENCODER_SHARE = 0.37  # of the time, for phase 1
@@ -344,11 +344,7 @@ class Run:
             group["lr"] = rate
         with torch.autocast(batch["images"].device.type, torch.bfloat16):
             loss, said = self.model(batch, plan)
-        self.optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        self.optimizer.step()
-        self.average.update_parameters(self.model)
+        descend(self.model, self.average, self.optimizer, loss)
         self.step += 1
         return said
 
