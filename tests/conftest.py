@@ -1,4 +1,4 @@
-"""What several tests need: a text-to-image model that is small and knows nothing."""
+"""What several tests need: a profile that is tiny, a text-to-image model that is small and knows nothing."""
 
 from pathlib import Path
 
@@ -7,7 +7,19 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from usam import profiles
 from usam.mini.training.clip import tokenizer
+from usam.profiles import Profile
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch) -> Profile:
+    """The smoke profile with two classes and one data set, and an empty data folder."""
+    monkeypatch.setenv("USAM_DATA", str(tmp_path))
+    smoke = profiles.load("smoke")
+    voc = smoke.datasets["voc"].model_copy(update={"classes": ["car", "dog"], "images": {"test": 2, "val": 1}})
+    head = smoke.head.model_copy(update={"epochs": 1})
+    return smoke.model_copy(update={"datasets": {"voc": voc}, "head": head})
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,16 @@
 
 import numpy as np
 import pytest
+import sklearn.metrics
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as rle_tools
-from sklearn.metrics import confusion_matrix, jaccard_score
+from sklearn.metrics import jaccard_score
 
+from usam import metrics
 from usam.datasets import Instance
 from usam.errors import UserError
-from usam.metrics import ConfusionMatrix, map50
+from usam.evaluation import Scores
+from usam.metrics import Matches, class_iou, confusion_matrix, match, mean_known
 
 SIZE = (20, 30)  # height, width
 
@@ -20,48 +23,56 @@ def box(top: int, left: int, height: int, width: int, size: tuple[int, int] = SI
 
 
 def test_iou_by_hand():
-    scores = ConfusionMatrix(3)
-    scores.add(np.array([[0, 0, 1, 1], [2, 2, 255, 255]], np.uint8), np.array([[0, 1, 1, 1], [0, 3, 2, 1]]))
-    np.testing.assert_array_equal(scores.matrix, [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]])
-    np.testing.assert_allclose(scores.iou(), [1 / 3, 2 / 3, 0, np.nan])  # class 3 is predicted, never true
-    assert scores.miou() == pytest.approx(1 / 3)
-    assert scores.matrix.dtype == np.int64
+    truth, guess = np.array([[0, 0, 1, 1], [2, 2, 255, 255]], np.uint8), np.array([[0, 1, 1, 1], [0, 3, 2, 1]])
+    matrix = confusion_matrix(truth, guess, 3)
+    np.testing.assert_array_equal(matrix, [[1, 1, 0, 0], [0, 2, 0, 0], [1, 0, 0, 1], [0, 0, 0, 0]])
+    np.testing.assert_allclose(class_iou(matrix), [1 / 3, 2 / 3, 0, np.nan])  # class 3 is predicted, never true
+    assert mean_known(class_iou(matrix)) == pytest.approx(1 / 3)
 
 
 def test_no_pixel_counted_gives_nan():
-    scores = ConfusionMatrix(2)
-    scores.add(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8))
-    assert not scores.matrix.any() and np.isnan(scores.miou())
+    matrix = confusion_matrix(np.full((2, 2), 255, np.uint8), np.zeros((2, 2), np.uint8), 2)
+    assert not matrix.any() and np.isnan(mean_known(class_iou(matrix)))
+
+
+def random_maps(seed: int, classes: int = 6) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Truths and guesses of four images; class 4 is never true."""
+    rng = np.random.default_rng(seed)
+    truths = [rng.choice([0, 1, 2, 3, 5, 255], (int(h), 17)).astype(np.uint8) for h in rng.integers(5, 40, 4)]
+    guesses = [np.where(rng.random(t.shape) < 0.6, t % 255, rng.integers(0, classes + 1, t.shape)) for t in truths]
+    return truths, [g.astype(np.uint8) for g in guesses]
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_iou_against_scikit_learn(seed):
-    rng = np.random.default_rng(seed)
-    classes, scores = 6, ConfusionMatrix(6)
-    truths = [rng.choice([0, 1, 2, 3, 5, 255], (int(h), 17)).astype(np.uint8) for h in rng.integers(5, 40, 4)]
-    guesses = [np.where(rng.random(t.shape) < 0.6, t % 255, rng.integers(0, 7, t.shape)) for t in truths]
-    for truth, guess in zip(truths, guesses, strict=True):
-        scores.add(truth, guess.astype(np.uint8))
+    truths, guesses = random_maps(seed)
+    each = [confusion_matrix(t, g, 6) for t, g in zip(truths, guesses, strict=True)]
     y = np.concatenate([t.ravel() for t in truths]).astype(int)
     z = np.concatenate([g.ravel() for g in guesses]).astype(int)
     y, z = y[y != 255], z[y != 255]
-    np.testing.assert_array_equal(scores.matrix, confusion_matrix(y, z, labels=range(classes + 1)))
-    occurring = np.unique(y)
-    np.testing.assert_allclose(scores.iou()[occurring], jaccard_score(y, z, labels=occurring, average=None))
-    assert np.isnan(np.delete(scores.iou(), occurring)).all()
-    assert scores.miou() == pytest.approx(jaccard_score(y, z, labels=occurring, average="macro"))
+    matrix, occurring = sum(each), np.unique(y)
+    np.testing.assert_array_equal(matrix, sklearn.metrics.confusion_matrix(y, z, labels=range(7)))
+    np.testing.assert_allclose(class_iou(matrix)[occurring], jaccard_score(y, z, labels=occurring, average=None))
+    assert np.isnan(np.delete(class_iou(matrix), occurring)).all()
+    assert mean_known(class_iou(matrix)) == pytest.approx(jaccard_score(y, z, labels=occurring, average="macro"))
 
 
 @pytest.mark.parametrize("truth, guess", [((2, 3), (3, 2)), ((2, 3), (6,))])
 def test_shapes_must_match(truth, guess):
     with pytest.raises(UserError, match="own size"):
-        ConfusionMatrix(2).add(np.zeros(truth, np.uint8), np.zeros(guess, np.uint8))
+        confusion_matrix(np.zeros(truth, np.uint8), np.zeros(guess, np.uint8), 2)
 
 
 @pytest.mark.parametrize("truth, guess", [(3, 0), (0, 3), (0, 255), (0, -1)])
 def test_values_must_be_classes(truth, guess):
     with pytest.raises(UserError, match="expected 0 to 2"):
-        ConfusionMatrix(2).add(np.full((2, 2), truth), np.full((2, 2), guess))
+        confusion_matrix(np.full((2, 2), truth), np.full((2, 2), guess), 2)
+
+
+def map50(truth: list, found: list, num_classes: int) -> tuple[float, np.ndarray]:
+    """Mean AP50 and each class's."""
+    each = match(truth, found, num_classes).average_precision()
+    return float(mean_known(each)), each
 
 
 # Three objects of class 1 on two images; hits at ranks 1 and 3. Precision 1, 1/2, 2/3 at recall 1/3, 1/3, 2/3, so of
@@ -125,6 +136,24 @@ def test_a_hundred_detections_an_image_count(before, expected):
     assert mean == pytest.approx(expected)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_ap_is_what_cocoeval_accumulates(seed, monkeypatch):
+    """Also with many equal scores: the order is COCOeval's own."""
+    made = []
+
+    class Kept(metrics.COCOeval):
+        def evaluate(self):
+            made.append(self)
+            return super().evaluate()
+
+    monkeypatch.setattr(metrics, "COCOeval", Kept)
+    _, (truth, found), _, num_classes = duplicated(seed)
+    each = match(truth, found, num_classes).average_precision()
+    made[0].accumulate()
+    precision = made[0].eval["precision"][0, :, :, 0, 0]
+    np.testing.assert_allclose(each, np.where(precision[0] < 0, np.nan, precision.mean(0)), atol=1e-12)
+
+
 def random_case(seed: int) -> tuple[list, list, int]:
     """Images of several sizes, 5 classes (one without truth), crowds, shifted detections, all scores different."""
     rng = np.random.default_rng(seed)
@@ -176,6 +205,58 @@ def test_ap_against_faster_coco_eval(seed):
     np.testing.assert_allclose(each, np.where(other < 0, np.nan, other), atol=1e-9)
     assert mean == pytest.approx(other[other >= 0].mean())
     assert 0.1 < mean < 0.9 and np.isnan(each[4])
+
+
+def duplicated(seed: int) -> tuple[np.ndarray, list, list, int]:
+    """A random case with equal scores among its detections, weights of its images, and the case with each repeated."""
+    truth, found, num_classes = random_case(seed)
+    found = [(i, label, round(score, 1), mask) for i, label, score, mask in found]
+    weights = np.random.default_rng(seed).integers(0, 4, len(truth))
+    copies = [(i, f"{i}-{n}") for (i, _, _), times in zip(truth, weights, strict=True) for n in range(times)]
+    of = {image: (size, ones) for image, size, ones in truth}
+    more = [(copy, *of[image]) for image, copy in copies]
+    hits = [(copy, *rest) for image, copy in copies for i, *rest in found if i == image]
+    return weights, [truth, found], [more, hits], num_classes
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_a_weight_is_as_good_as_copies_of_the_image(seed):
+    weights, once, repeated, num_classes = duplicated(seed)
+    ways = np.stack([np.ones_like(weights), weights])
+    plain, weighted = match(*once, num_classes).average_precision(ways)
+    np.testing.assert_array_equal(plain, match(*once, num_classes).average_precision())
+    other = second_opinion(*repeated, num_classes)
+    # Among equal scores the order of detections decides, and copies stand elsewhere in it: 0.02 for that
+    np.testing.assert_allclose(weighted, np.where(other < 0, np.nan, other), atol=0.02)
+
+
+def scores_of(seed: int) -> Scores:
+    truths, guesses = random_maps(seed)
+    confusion = np.stack([confusion_matrix(t, g, 6) for t, g in zip(truths, guesses, strict=True)])
+    return Scores(confusion, match(*random_case(seed)[:2], 5))
+
+
+def test_scores_of_images_drawn_again():
+    scores = scores_of(0)
+    truths, guesses = random_maps(0)
+    weights = np.array([[1, 1, 1, 1], [2, 0, 1, 0]])
+    y, z = (np.concatenate([maps[0].ravel(), maps[0].ravel(), maps[2].ravel()]) for maps in (truths, guesses))
+    y, z = y[y != 255].astype(int), z[y != 255].astype(int)
+    by_hand = jaccard_score(y, z, labels=np.unique(y), average="macro")
+    np.testing.assert_allclose(scores.resampled("miou", weights), [scores.miou, by_hand])
+    ones = np.ones((1, 12))
+    np.testing.assert_allclose(scores.resampled("map50", ones), [scores.map50])
+
+
+def test_scores_come_back_from_a_file(tmp_path):
+    scores = scores_of(1)
+    with open(tmp_path / "scores.npz", "wb") as file:
+        scores.save(file, row="more")
+    with np.load(tmp_path / "scores.npz") as found:
+        again = Scores.of(found)
+    assert (again.miou, again.map50) == (scores.miou, scores.map50)
+    for name in vars(Matches(*[None] * 5)):
+        np.testing.assert_array_equal(getattr(again.matches, name), getattr(scores.matches, name))
 
 
 @pytest.mark.parametrize(

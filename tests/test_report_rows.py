@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from usam import profiles, report, runs, stages
+from usam import profiles, report, runs, scoring
 from usam.errors import UserError
 
 
@@ -15,7 +15,7 @@ def smoke(tmp_path, monkeypatch) -> profiles.Profile:
 
 def record(profile: profiles.Profile, **row) -> None:
     same = {"profile": profile.name, "dataset": "voc", "split": "test", "source": "web", "method": "U-SAM"}
-    same |= {"state": stages.state(profile), "parameters": profile.decisive()}
+    same |= {"state": scoring.state(profile), "parameters": profile.decisive()}
     runs.record(report.runs_file(profile), **same | row)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from usam import crawl, generate, hub, images, paths, profiles, runs, stages
+from usam import crawl, generate, hub, images, paths, profiles, runs, scoring, stages
 from usam.errors import UserError
 from usam.generate import image_seed
 from usam.profiles import CrawlConfig, GenerateConfig, Profile, SourceConfig
@@ -116,10 +116,10 @@ def test_another_model_in_the_same_folder_is_another_state(both, model, tmp_path
         (copy / file.relative_to(model)).write_bytes(file.read_bytes())
     config = both.sources["synthetic"].generate.model_copy(update={"model": str(copy)})
     other = with_source(both, "synthetic", generate=config)
-    first = stages.state(other), source_key(other.sources["synthetic"])
+    first = scoring.state(other), source_key(other.sources["synthetic"])
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    now = stages.state(other), source_key(other.sources["synthetic"])
+    now = scoring.state(other), source_key(other.sources["synthetic"])
     assert now[0] != first[0] and now[1] != first[1]
 
 
@@ -130,9 +130,9 @@ def test_a_finished_crawl_rests(both, monkeypatch):
     with monkeypatch.context() as offline:
         offline.setattr(crawl, "crawl", lambda *_: pytest.fail("asked again"))
         assert stages.training_images(short, "web").key == made.key
-    state = stages.state(short)
+    state = scoring.state(short)
     more = stages.training_images(both, "web")  # with more candidates it goes on, in the same folder
-    assert more.folder == made.folder and len(more.table) == 6 and stages.state(both) != state
+    assert more.folder == made.folder and len(more.table) == 6 and scoring.state(both) != state
     (more.folder / more.table["file"][0]).unlink()
     assert stages.training_images(both, "web").key == more.key  # an image that went lost is found again
 

@@ -4,21 +4,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load
 
-from usam import images, paths, profiles, runs, stages, training
+from usam import images, paths, runs, stages, training
 from usam.errors import UserError
 from usam.profiles import Profile
-
-
-@pytest.fixture
-def tiny(tmp_path: Path, monkeypatch) -> Profile:
-    """The smoke profile with two classes and one data set, and an empty data folder."""
-    monkeypatch.setenv("USAM_DATA", str(tmp_path))
-    smoke = profiles.load("smoke")
-    voc = smoke.datasets["voc"].model_copy(update={"classes": ["car", "dog"], "images": {"test": 2, "val": 1}})
-    head = smoke.head.model_copy(update={"epochs": 1})
-    return smoke.model_copy(update={"datasets": {"voc": voc}, "head": head})
 
 
 def with_data(profile: Profile, **changes) -> Profile:
@@ -102,9 +93,7 @@ def test_pictures_of_a_real_set_that_were_replaced_are_embedded_again(tiny):
     assert stages.embeddings(real, "voc").folder != before
 
 
-def test_unknown_method_and_maker(tiny):
-    with pytest.raises(UserError, match="no method 'MIL': choose from U-SAM, MIL only"):
-        stages.score(tiny, "voc", "web", 0, "MIL")
+def test_unknown_maker():
     for name, said in (("math:pi", "is no function"), ("math:none", "cannot be imported"), ("none", "cannot be")):
         with pytest.raises(UserError, match=said):
             images.sources_of(name)
@@ -120,3 +109,17 @@ def test_full_disk_is_one_line(tiny, monkeypatch):
         stages.heads(tiny, "voc", "web", 0)
     with pytest.raises(UserError, match="cannot write"), runs.writing(paths.data()):
         full()
+
+
+def test_a_coarser_grid_and_fewer_images_use_what_is_stored(tiny, monkeypatch):
+    whole, test = stages.heads(tiny, "voc", "web", 0), stages.embeddings(tiny, "voc")
+    monkeypatch.setattr(stages.sam, "Extractor", None)  # nothing is extracted from here on
+    coarse = tiny.changed("grid", 2)
+    some, rows = stages.embeddings(coarse, "voc"), [22, 27, 72, 77]  # of 10 x 10, nearest to (2.5, 7.5) each way
+    assert (some[0].tokens == test[0].tokens[rows]).all() and (some[1].iou == test[1].iou[rows]).all()
+    assert some[1].masks == [test[1].masks[j] for j in rows] and some.tokens.shape[1] == 4
+    for other in (coarse, tiny.changed("head.images_per_class", 1)):
+        head = stages.heads(other, "voc", "web", 0).student
+        assert not torch.equal(head.layers[0].weight, whole.student.layers[0].weight)
+    with pytest.raises(UserError, match="11 points a side are more than the 10"):
+        stages.embeddings(tiny.changed("grid", 11), "voc")

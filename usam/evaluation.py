@@ -1,8 +1,9 @@
 """Scores of a run on a data set (paper 4), and oracles that show where the rest is lost."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
@@ -11,7 +12,7 @@ from usam import sam
 from usam.datasets import VOID, Dataset, Example
 from usam.head import MaskClassifier
 from usam.inference import LabelledMasks, label_masks, mask_iou, probabilities
-from usam.metrics import ConfusionMatrix, map50
+from usam.metrics import Matches, class_iou, confusion_matrix, match, mean_known
 from usam.profiles import InferenceConfig
 from usam.sam import MaskEmbeddings
 from usam.store import EmbeddingStore
@@ -21,37 +22,69 @@ Annotate = Callable[[Example, MaskEmbeddings], LabelledMasks]
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores in [0, 1].
+    """Scores of a split in [0, 1], and the counts of each image that they are made of.
 
     Attributes:
-        miou: mean IoU over the classes that occur, background included.
-        map50: mean average precision at mask IoU 0.5.
-        iou: (C + 1,) per class, background first; NaN where a class does not occur.
-        ap50: (C,) per class; NaN where a class does not occur.
+        confusion: (N, C + 1, C + 1) int32 pixel counts.
+        matches: of detections and objects.
     """
 
-    miou: float
-    map50: float
-    iou: np.ndarray
-    ap50: np.ndarray
+    confusion: np.ndarray
+    matches: Matches
+
+    @property
+    def miou(self) -> float:
+        """Mean IoU over the classes that occur, background included; NaN if no pixel was counted."""
+        return float(mean_known(self.iou))
+
+    @property
+    def map50(self) -> float:
+        """Mean average precision at mask IoU 0.5 over the classes that occur (crowds alone do not count)."""
+        return float(mean_known(self.ap50))
+
+    @property
+    def iou(self) -> np.ndarray:
+        """(C + 1,) per class, background first; NaN where a class does not occur."""
+        return class_iou(self.confusion.sum(0, dtype=np.int64))
+
+    @property
+    def ap50(self) -> np.ndarray:
+        """(C,) per class; NaN where a class does not occur."""
+        return self.matches.average_precision()
+
+    def resampled(self, score: str, weights: np.ndarray) -> np.ndarray:
+        """`score` ("miou", "map50") as if image i were there weights[b, i] times: (B, N) -> (B,)."""
+        if score == "map50":
+            return mean_known(self.matches.average_precision(weights))
+        images, side = self.confusion.shape[:2]
+        total = weights.astype(float) @ self.confusion.reshape(images, side**2)
+        return mean_known(class_iou(total.reshape(-1, side, side)))
+
+    def save(self, file: BinaryIO, **more: np.ndarray | str) -> None:
+        """Write all of it, and `more`, as NumPy's .npz."""
+        np.savez_compressed(file, confusion=self.confusion, **vars(self.matches), **more)
+
+    @classmethod
+    def of(cls, found: Mapping[str, np.ndarray]) -> "Scores":
+        """What `save` wrote, opened by `numpy.load`."""
+        return cls(found["confusion"], Matches(**{f.name: found[f.name] for f in fields(Matches)}))
 
 
 def evaluate(dataset: Dataset, store: EmbeddingStore, annotate: Annotate, label: str = "evaluation") -> Scores:
     """mIoU and mAP50 of what `annotate` makes of every image of `dataset`; `store` holds its embeddings."""
     classes = len(dataset.class_names)
-    confusion, truth, detections = ConfusionMatrix(classes), [], []
+    confusion, truth, detections = [], [], []
     for i in tqdm(range(len(dataset)), desc=label, unit="image", leave=False):
         example = dataset[i]
         found = annotate(example, store[i])
-        confusion.add(example.semantic, found.semantic_map())
+        confusion.append(confusion_matrix(example.semantic, found.semantic_map(), classes))
         truth.append((example.image_id, example.semantic.shape, example.instances))
         rles = sam.encode(found.masks)
         detections += [
             (example.image_id, int(j), float(s), rle)
             for j, s, rle in zip(found.labels, found.scores, rles, strict=True)
         ]
-    mean_ap, ap = map50(truth, detections, classes)
-    return Scores(confusion.miou(), mean_ap, confusion.iou(), ap)
+    return Scores(np.stack(confusion), match(truth, detections, classes))
 
 
 def by_head(head: MaskClassifier, config: InferenceConfig) -> Annotate:

@@ -5,8 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from usam import inference
 from usam.datasets import VOID, Dataset, Example
 from usam.errors import UserError
+from usam.evaluation import Annotate
+from usam.head import MaskClassifier
+from usam.profiles import InferenceConfig
 
 
 class Grouped:
@@ -47,3 +51,18 @@ class Grouped:
         ours = [(one, self._labels[one.label]) for one in example.instances]
         instances = [replace(one, label=label) for one, label in ours if label is not None]
         return replace(example, semantic=self._values[example.semantic], instances=instances)
+
+
+def by_sums(
+    head: MaskClassifier, class_names: Sequence[str], groups: Mapping[str, Sequence[str]], config: InferenceConfig
+) -> Annotate:
+    """Labels each mask with the group whose classes have the largest probability together, for a head of the classes.
+
+    Args:
+        head: over `class_names`.
+        class_names: C names in the head's order.
+        groups: a new name -> some of them.
+        config: thresholds.
+    """
+    member = np.array([[n in group for group in groups.values()] for n in class_names], np.float32)  # (C, groups)
+    return lambda _example, e: inference.label_masks(inference.probabilities(head, e.tokens) @ member, e, config)

@@ -28,9 +28,13 @@ class MaskClassifier(nn.Module):
         hidden = [layer for a, b in pairwise(sizes) for layer in (nn.Linear(a, b), nn.ReLU())]
         self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], classes))
 
+    def standardised(self, tokens: Tensor) -> Tensor:
+        """What the layers see of tokens (..., 1024) of any float type: float32 of mean 0 and deviation 1."""
+        return (tokens.float() - self.mean) / self.std
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Logits (..., C) float32 of tokens (..., 1024) of any float type."""
-        return self.layers((tokens.float() - self.mean) / self.std)
+        return self.layers(self.standardised(tokens))
 
 
 def bag_scores(logits: Tensor, a: float) -> Tensor:

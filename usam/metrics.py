@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,61 +14,103 @@ from usam.errors import UserError
 
 Truth = tuple[str | int, tuple[int, int], list[Instance]]
 Detection = tuple[str | int, int, float, dict[str, Any]]
+RECALLS = np.linspace(0, 1, 101)
 
 
-class ConfusionMatrix:
-    """Pixel counts of a whole split: rows are the truth, columns the prediction, 0 is background.
+def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
+    """Pixel counts of one image: (C + 1, C + 1) int32, rows are the truth, columns the prediction, 0 is background.
 
     Args:
+        truth: (H, W) integers, 0 to C, and 255 for void, which is not counted.
+        prediction: (H, W) integers, 0 to C.
         num_classes: C, without background.
+
+    Raises:
+        UserError: the sizes differ, or a value is none of these.
+    """
+    if truth.shape != prediction.shape:
+        raise UserError(f"truth is {truth.shape}, prediction {prediction.shape}: predict at the image's own size")
+    known, size = truth != VOID, num_classes + 1
+    pairs = np.stack([truth[known], prediction[known]]).astype(np.int64)  # (2, pixels)
+    if pairs.size and not 0 <= pairs.min() <= pairs.max() < size:
+        raise UserError(
+            f"semantic maps hold {pairs.min()} to {pairs.max()}, expected 0 to {size - 1}: check the classes"
+        )
+    return np.bincount(pairs[0] * size + pairs[1], minlength=size**2).reshape(size, size).astype(np.int32)
+
+
+def class_iou(confusion: np.ndarray) -> np.ndarray:
+    """Intersection over union of each class: (..., C + 1, C + 1) counts of a split -> (..., C + 1) in 0 to 1.
+
+    NaN where the truth has no pixel of the class.
+    """
+    truth, hit = confusion.sum(-1), np.diagonal(confusion, axis1=-2, axis2=-1)
+    union = truth + confusion.sum(-2) - hit
+    return np.where(truth > 0, hit / np.maximum(union, 1), np.nan)
+
+
+def mean_known(values: np.ndarray) -> np.ndarray:
+    """Mean over the last axis of what is no NaN; NaN if nothing is left."""
+    known = np.isfinite(values)
+    count = known.sum(-1)
+    return np.where(count > 0, np.where(known, values, 0).sum(-1) / np.maximum(count, 1), np.nan)
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Detections of a split, matched with its objects at mask IoU 0.50; those that lie on crowds are left out.
+
+    Attributes:
+        image, label: (D,) int, where each detection is, and of which class; images and classes count from 0.
+        score: (D,) float.
+        hit: (D,) bool, it has an object of its class for itself.
+        objects: (N, C) int, how many objects an image has of each class, crowds left out.
     """
 
-    def __init__(self, num_classes: int) -> None:
-        self.matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
+    image: np.ndarray
+    label: np.ndarray
+    score: np.ndarray
+    hit: np.ndarray
+    objects: np.ndarray
 
-    def add(self, truth: np.ndarray, prediction: np.ndarray) -> None:
-        """Count one image.
+    def average_precision(self, weights: np.ndarray | None = None) -> np.ndarray:
+        """AP50 of each class, the mean of 101 interpolated precisions, as COCOeval accumulates it.
 
         Args:
-            truth: (H, W) integers, 0 to C, and 255 for void, which is not counted.
-            prediction: (H, W) integers, 0 to C.
+            weights: (B, N), how many times each image counts, in B ways; once each by default.
 
-        Raises:
-            UserError: the sizes differ, or a value is none of these.
+        Returns:
+            (B, C) in 0 to 1, or (C,) without `weights`; NaN where there is no object.
         """
-        if truth.shape != prediction.shape:
-            raise UserError(f"truth is {truth.shape}, prediction {prediction.shape}: predict at the image's own size")
-        known = truth != VOID
-        pairs = np.stack([truth[known], prediction[known]]).astype(np.int64)  # (2, pixels)
-        size = len(self.matrix)
-        if pairs.size and not 0 <= pairs.min() <= pairs.max() < size:
-            raise UserError(
-                f"semantic maps hold {pairs.min()} to {pairs.max()}, expected 0 to {size - 1}: check the classes"
-            )
-        self.matrix += np.bincount(pairs[0] * size + pairs[1], minlength=size**2).reshape(size, size)
-
-    def iou(self) -> np.ndarray:
-        """Intersection over union of each class, (C + 1,) in 0 to 1; NaN where the truth has no pixel of it."""
-        truth, hit = self.matrix.sum(axis=1), self.matrix.diagonal()
-        union = truth + self.matrix.sum(axis=0) - hit
-        return np.where(truth > 0, hit / np.maximum(union, 1), np.nan)
-
-    def miou(self) -> float:
-        """Mean over the classes that occur in the truth, background included; NaN if nothing was counted."""
-        return _mean(self.iou())
+        times = np.ones((1, len(self.objects))) if weights is None else np.asarray(weights, float)
+        total = times @ self.objects  # (B, C)
+        found = np.full(total.shape, np.nan)
+        for label in range(total.shape[1]):
+            rows = np.flatnonzero(self.label == label)
+            rows = rows[np.argsort(-self.score[rows], kind="stable")]
+            there = np.flatnonzero(total[:, label] > 0)
+            counted = times[np.ix_(there, self.image[rows])]  # (B', D)
+            hits = np.cumsum(counted * self.hit[rows], 1)
+            precision = hits / np.maximum(np.cumsum(counted, 1), 1)
+            best_from_here = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
+            recall = hits / total[there, label, None]
+            found[there, label] = [_interpolated(r, p) for r, p in zip(recall, best_from_here, strict=True)]
+        return found if weights is not None else found[0]
 
 
-def map50(truth: Sequence[Truth], detections: Sequence[Detection], num_classes: int) -> tuple[float, np.ndarray]:
-    """Mean average precision of masks at IoU 0.50: COCOeval, all areas, 100 detections an image and class.
+def _interpolated(recall: np.ndarray, precision: np.ndarray) -> float:
+    """Mean over the 101 recalls of the precision where each is reached first, 0 where it is not."""
+    place = np.searchsorted(recall, RECALLS, side="left")
+    return np.append(precision, 0.0)[place].mean()
+
+
+def match(truth: Sequence[Truth], detections: Sequence[Detection], num_classes: int) -> Matches:
+    """COCOeval's matching of masks: IoU at least 0.50, all areas, 100 detections an image and class.
 
     Args:
         truth: per image its id, (H, W) and instances; images without instances belong here too.
         detections: image id, label (0 to C - 1), score and COCO RLE of the image's size.
         num_classes: C.
-
-    Returns:
-        The mean over classes with ground truth (crowds alone are none), and each class's value, (C,) float in 0 to 1
-        with NaN where there is no ground truth.
 
     Raises:
         UserError: an image twice, a detection on an unknown image, a mask of another size, a label out of range.
@@ -88,10 +131,18 @@ def map50(truth: Sequence[Truth], detections: Sequence[Detection], num_classes: 
     p.iouThrs, p.maxDets, p.areaRng, p.areaRngLbl = np.array([0.5]), [100], [[0, 1e10]], ["all"]
     with redirect_stdout(None):
         evaluation.evaluate()
-        evaluation.accumulate()
-    precision = evaluation.eval["precision"][0, :, :, 0, 0]  # (101 recalls, C), -1 without ground truth
-    each = np.where(precision[0] >= 0, precision.mean(axis=0), np.nan)  # (C,)
-    return _mean(each), each
+    count, rows = np.zeros((len(sizes), num_classes), int), []
+    for entry in filter(None, evaluation.evalImgs):  # one for each class and image that has something
+        image, label = entry["image_id"] - 1, entry["category_id"] - 1
+        count[image, label] = (np.asarray(entry["gtIgnore"]) == 0).sum()
+        counts = ~entry["dtIgnore"][0]
+        rows += [
+            (image, label, score, hit > 0)
+            for score, hit in zip(np.array(entry["dtScores"])[counts], entry["dtMatches"][0][counts], strict=True)
+        ]
+    columns = zip(*rows, strict=True) if rows else ((),) * 4
+    kinds = (int, int, float, bool)
+    return Matches(*(np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)), count)
 
 
 def _coco_content(sizes: dict, masks: list[tuple], num_classes: int) -> dict[str, list[dict[str, Any]]]:
@@ -114,7 +165,3 @@ def _coco_content(sizes: dict, masks: list[tuple], num_classes: int) -> dict[str
     images = [{"id": numbers[i], "height": height, "width": width} for i, (height, width) in sizes.items()]
     categories = [{"id": c} for c in range(1, num_classes + 1)]
     return {"images": images, "categories": categories, "annotations": annotations}
-
-
-def _mean(values: np.ndarray) -> float:
-    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")

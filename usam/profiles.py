@@ -174,6 +174,7 @@ class HeadConfig(_Strict):
         epochs: passes over the images, for the teacher and for the student (the paper names none).
         batch_size: images in a batch.
         learning_rate: of Adam.
+        images_per_class: train on the first so many of each class's images; all by default.
         precision: of the matrix products in training; weights, losses and inference are float32.
     """
 
@@ -182,6 +183,7 @@ class HeadConfig(_Strict):
     epochs: Count = 30
     batch_size: Count = 64
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    images_per_class: Count | None = None
     precision: Literal["float32", "bfloat16"] = "float32"
 
 
@@ -222,6 +224,7 @@ class Profile(_Strict):
         world: printed on every figure and table.
         seeds: of the heads, each once; tables show mean and standard deviation over them.
         sam, sources, datasets, head, distillation, inference, clip: as explained there.
+        grid: side of a coarser grid; of SAM's points only the nearest to its points are used, all by default.
     """
 
     name: str
@@ -234,6 +237,7 @@ class Profile(_Strict):
     distillation: DistillationConfig = DistillationConfig()
     inference: InferenceConfig = InferenceConfig()
     clip: ClipConfig
+    grid: Count | None = None
 
     @field_validator("seeds")
     @classmethod
@@ -241,6 +245,19 @@ class Profile(_Strict):
         if len(set(seeds)) < len(seeds):
             raise ValueError("the same seed twice would count as two runs: name each once")
         return seeds
+
+    def changed(self, key: str, value: Any) -> Self:
+        """The same profile with another `value` at `key`, "head.a" for instance, checked as if read from its file.
+
+        Raises:
+            ValidationError: no such key, or no such value.
+        """
+        content = place = self.model_dump(mode="json")
+        *way, last = key.split(".")
+        for word in way:
+            place = place[word]
+        place[last] = value
+        return type(self).model_validate_json(json.dumps(content))
 
     def decisive(self) -> dict[str, Any]:
         """What decides a score beside seed and code, as plain values: the `parameters` of a row in runs.csv."""

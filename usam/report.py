@@ -10,7 +10,7 @@ from typing import Literal
 import pandas as pd
 from pydantic import BaseModel
 
-from usam import paths, runs, stages
+from usam import paths, runs, scoring
 from usam.errors import UserError
 from usam.profiles import Profile
 
@@ -68,7 +68,7 @@ def current_runs(profile: Profile) -> pd.DataFrame:
     """
     rows = read_runs(profile)
     if len(rows):
-        same = rows.get("state", "") == stages.state(profile)
+        same = rows.get("state", "") == scoring.state(profile)
         rows = rows[same & (rows["seed"].isna() | rows["seed"].isin(profile.seeds))].reset_index(drop=True)
     if rows.empty:
         raise UserError(f"{runs_file(profile)} has no run of this profile: run notebook 04_evaluate first")

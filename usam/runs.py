@@ -133,15 +133,20 @@ def check_disk(folder: Path, needed: float) -> None:
         )
 
 
+def provenance() -> dict[str, str]:
+    """Where and with what this process runs: commit, hardware, versions, when."""
+    return dict(commit=commit(), hardware=hardware(), versions=versions(), when=time.strftime("%Y-%m-%dT%H:%M:%S"))
+
+
 def record(file: Path, **row: Any) -> None:
     """Write one run into `file` (runs.csv) beside where and with what it ran; replaces the row of the same run.
 
     Two rows are the same run when all of profile, dataset, source, method, split, seed, parameters and state (see
-    `stages.state`) agree.
+    `scoring.state`) agree. A `row` that brings its own provenance keeps it.
     """
     same = ["profile", "dataset", "split", "source", "method", "seed", "parameters", "state"]
     row = {**row, "parameters": json.dumps(row.get("parameters", {}), sort_keys=True, default=_plain)}
-    row |= dict(commit=commit(), hardware=hardware(), versions=versions(), when=time.strftime("%Y-%m-%dT%H:%M:%S"))
+    row = provenance() | row if "commit" not in row else row
     new = pd.DataFrame([row])
     with alone(file):
         if file.exists():

@@ -61,6 +61,18 @@ def point_grid(image_size: tuple[int, int], points_per_side: int) -> np.ndarray:
     return np.stack([x.ravel(), y.ravel()], 1)
 
 
+def coarser(points_per_side: int, wanted: int) -> np.ndarray:
+    """Which points of a grid are nearest to those of a coarser one: (wanted²,) indices, each once.
+
+    Raises:
+        UserError: the other grid is the finer one.
+    """
+    if wanted > points_per_side:
+        raise UserError(f"grid: {wanted} points a side are more than the {points_per_side} of sam.points_per_side")
+    nearest = ((np.arange(wanted) + 0.5) * points_per_side / wanted).astype(int)  # cells of the fine grid
+    return (nearest[:, None] * points_per_side + nearest).ravel()
+
+
 def build_sam(model: str) -> Sam:
     """SAM with fresh weights: "vit_h", "vit_l", "vit_b" or "module:function".
 

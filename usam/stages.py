@@ -1,5 +1,5 @@
-"""The rooms of a run, one after the other. Each stage keeps what it made under a key of all its inputs, says whether
-it was made or reused, and makes only what is missing: images -> embeddings -> heads."""
+"""The rooms of a run, one after the other: images -> embeddings -> heads. Each stage keeps what it made under a key of
+all its inputs, says whether it was made or reused, and makes only what is missing. `scoring` is the last room."""
 
 import functools
 import json
@@ -14,29 +14,9 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from usam import (
-    classes,
-    clip_baseline,
-    datasets,
-    decoder,
-    evaluation,
-    granularity,
-    head,
-    hub,
-    images,
-    inference,
-    metrics,
-    paths,
-    runs,
-    sam,
-    sources,
-    store,
-    training,
-)
-from usam.clip_baseline import PAPER, ClipLabeller, View, by_clip
+from usam import datasets, decoder, head, images, paths, runs, sam, sources, store, training
 from usam.datasets import CocoDataset, Dataset, VocDataset
 from usam.errors import UserError
-from usam.evaluation import Scores
 from usam.granularity import Grouped
 from usam.head import MaskClassifier
 from usam.profiles import DataConfig, Profile
@@ -131,7 +111,10 @@ def training_images(profile: Profile, source: str) -> TrainingImages:
 
 
 def embeddings(profile: Profile, what: str, split: str | None = None) -> EmbeddingStore:
-    """Mask embeddings of a source's images ("synthetic", "web") or of a data set's split ("voc", "coco")."""
+    """Mask embeddings of a source's images ("synthetic", "web") or of a data set's split ("voc", "coco").
+
+    With `profile.grid`, only those of the points that are nearest to a coarser grid's.
+    """
     if what in profile.sources:
         return _embedded_images(profile, what, training_images(profile, what))
     data = dataset(profile, what, split)
@@ -147,12 +130,12 @@ def _embedded_images(profile: Profile, source: str, made: TrainingImages) -> Emb
 
 def _embedded(profile: Profile, name: str, ids: list, load: Callable[[Any], np.ndarray], origin: str) -> EmbeddingStore:
     """The store of the images `load(id)`, in a folder named by `name` and a key of `origin`, SAM and its settings."""
-    key = runs.stage_key([origin, profile.sam], (decoder, images, sam, store), _sam_files(profile))
+    key = runs.stage_key([origin, profile.sam], (decoder, images, sam, store), sam_files(profile))
     folder = paths.data() / profile.name / "embeddings" / f"{name}-{key}"
     hit = sum(1 for _ in folder.glob("[0-9]*/masks.json")) == -(-len(ids) // store.SHARD)
     found = store.build(folder, ids, load, sam.LazyExtractor(profile.sam, runs.device()), f"{name} embeddings")
     _say(f"embeddings of {len(found)} images", hit, folder)
-    return found
+    return found if profile.grid is None else found.at(sam.coarser(profile.sam.points_per_side, profile.grid))
 
 
 def _pictures(profile: Profile, which: str, data: Dataset) -> str | list:
@@ -162,27 +145,10 @@ def _pictures(profile: Profile, which: str, data: Dataset) -> str | list:
     return made or [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 
-def _sam_files(profile: Profile) -> tuple[Path, ...]:
+def sam_files(profile: Profile) -> tuple[Path, ...]:
     """Weights, and the sources of a SAM that is not segment-anything's own."""
     checkpoint = sam.find_checkpoint(profile.sam.checkpoint)
     return checkpoint, *(images.sources_of(profile.sam.model) if ":" in profile.sam.model else ())
-
-
-def state(profile: Profile) -> str:
-    """Key of all that decides a score of `profile` beside data set, source, method and seed: settings, code, weights.
-
-    It stands in each row of runs.csv, so that a table never mixes scores of different code.
-    """
-    code = (
-        classes, clip_baseline, datasets, decoder, evaluation, granularity, head, images, inference, metrics, sam,
-        store, training,
-    )  # fmt: skip
-    place = paths.data() / profile.name / "images"
-    made = [sources.content_key(place, name, source) for name, source in profile.sources.items()]
-    makers = sorted({config.maker for config in profile.datasets.values() if config.maker})
-    files = [file for maker in makers for file in images.sources_of(maker)]
-    files += hub.model_files(profile.clip.model)
-    return runs.stage_key([profile.decisive(), made], code, (*_sam_files(profile), *files))
 
 
 @dataclass(frozen=True)
@@ -208,12 +174,13 @@ def heads(profile: Profile, which: str, source: str, seed: int, shuffled: bool =
 
     @functools.cache
     def bags() -> training.Bags:
-        plain = training.Bags.of(found.tokens, made.table["class"].tolist(), names)
+        plain = training.Bags.of(found.tokens, made.table["class"].tolist(), names, profile.head.images_per_class)
         return plain.shuffled(seed) if shuffled else plain
 
     def one(kind: str, parameters: list, *distilled: Any) -> _Head:
         """A teacher or a student, from its folder or trained."""
-        key = runs.stage_key([found.folder.name, profile.head, names, seed, shuffled, *parameters], (head, training))
+        settings = [found.folder.name, profile.grid, profile.head, names, seed, shuffled, *parameters]
+        key = runs.stage_key(settings, (head, training))
         folder = place.with_name(f"{place.name}-{kind}-{key}")
         with runs.alone(folder):
             trained = _load_head(profile, folder, len(names))
@@ -268,71 +235,3 @@ def _load_head(profile: Profile, folder: Path, classes: int) -> _Head | None:
         return _Head(model.eval().requires_grad_(False).to(runs.device()), history, cost)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):
         return None
-
-
-METHODS = ("U-SAM", "MIL only", "shuffled labels")
-
-
-def score(
-    profile: Profile, which: str, source: str, seed: int, method: str = "U-SAM", split: str | None = None
-) -> Scores:
-    """Train (or reuse) the head of `method`, evaluate it on data set `which`, and write the row into runs.csv.
-
-    Args:
-        profile: the settings.
-        which: "voc" or "coco".
-        source: "synthetic" or "web".
-        seed: of the head.
-        method: "U-SAM" (the student), "MIL only" (its teacher), or "shuffled labels" (a student that cannot know).
-        split: test split by default.
-    """
-    if method not in METHODS:
-        raise UserError(f"no method '{method}': choose from {', '.join(METHODS)}")
-    both = heads(profile, which, source, seed, shuffled=method == "shuffled labels")
-    model = both.teacher if method == "MIL only" else both.student
-    return recorded(profile, which, source, seed, method, evaluation.by_head(model, profile.inference), split,
-                    training_seconds=both.seconds)  # fmt: skip
-
-
-def score_clip(profile: Profile, which: str, view: View = PAPER, split: str | None = None) -> Scores:
-    """SAM+CLIP on data set `which` (test split by default), written into runs.csv; nothing is trained for it.
-
-    `view` is what CLIP is shown of a mask.
-    """
-    labeller = ClipLabeller(profile.clip, class_names(profile, which), view, runs.device())
-    return recorded(profile, which, "none", None, view.method, by_clip(labeller, profile.inference), split)
-
-
-def recorded(
-    profile: Profile,
-    which: str,
-    source: str,
-    seed: int | None,
-    method: str,
-    annotate: evaluation.Annotate,
-    split: str | None = None,
-    **more: float,
-) -> Scores:
-    """Evaluate `annotate` on a data set and write the row into runs.csv, under the name `method`.
-
-    `seed` is None where nothing was trained.
-    """
-    data, found = dataset(profile, which, split), embeddings(profile, which, split)
-    with runs.timed() as cost:
-        scores = evaluation.evaluate(data, found, annotate, f"{method}, {which}, {source}")
-    runs.record(
-        paths.results(profile.name) / "runs.csv",
-        profile=profile.name,
-        dataset=f"{which}, grouped" if profile.datasets[which].groups else which,
-        split=split or profile.datasets[which].split,
-        source=source,
-        method=method,
-        seed=seed,
-        state=state(profile),
-        parameters=profile.decisive(),
-        miou=scores.miou,
-        map50=scores.map50,
-        **cost,
-        **more,
-    )
-    return scores

@@ -24,13 +24,17 @@ SHARD = 64
 
 
 class EmbeddingStore(Sequence[MaskEmbeddings]):
-    """Read access to a finished store in `folder`; `store[i]` are the embeddings of image `store.ids[i]`."""
+    """Read access to a finished store in `folder`; `store[i]` are the embeddings of image `store.ids[i]`.
 
-    def __init__(self, folder: Path):
+    With `points`, only these of an image's d grid points are there.
+    """
+
+    def __init__(self, folder: Path, points: np.ndarray | None = None):
         shards = sorted(p for p in folder.glob("[0-9]" * 5) if p.is_dir())
         if not shards:
             raise UserError(f"no embeddings in {folder}: run notebook 02_embeddings first")
         self.folder = folder
+        self._points = slice(None) if points is None else points
         self._tokens = [np.load(s / "tokens.npy", mmap_mode="r") for s in shards]
         self._iou = np.concatenate([np.load(s / "iou.npy") for s in shards])
         self._entries = [entry for s in shards for entry in json.loads((s / "masks.json").read_text())]
@@ -44,14 +48,20 @@ class EmbeddingStore(Sequence[MaskEmbeddings]):
         index = range(len(self))[index]  # from the end, too
         entry = self._entries[index]
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        masks = [{"size": entry["size"], "counts": c.encode()} for c in entry["counts"]]
-        tokens = np.asarray(self._tokens[shard][index - self._starts[shard]])
-        return MaskEmbeddings(tokens, masks, self._iou[index], tuple(entry["image_size"]), tuple(entry["extent"]))
+        counts = np.array(entry["counts"], object)[self._points]
+        masks = [{"size": entry["size"], "counts": c.encode()} for c in counts]
+        tokens = np.asarray(self._tokens[shard][index - self._starts[shard]][self._points])
+        iou = self._iou[index][self._points]
+        return MaskEmbeddings(tokens, masks, iou, tuple(entry["image_size"]), tuple(entry["extent"]))
 
     @property
     def tokens(self) -> np.ndarray:
         """All flattened tokens, (N, d, 1024) float16, read into memory."""
-        return np.concatenate([t.reshape(len(t), t.shape[1], -1) for t in self._tokens])
+        return np.concatenate([t.reshape(len(t), t.shape[1], -1)[:, self._points] for t in self._tokens])
+
+    def at(self, points: np.ndarray) -> "EmbeddingStore":
+        """The same store with these grid points (n,) alone."""
+        return EmbeddingStore(self.folder, points)
 
 
 def build(

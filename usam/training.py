@@ -28,8 +28,16 @@ class Bags:
     labels: Tensor
 
     @classmethod
-    def of(cls, tokens: np.ndarray, image_classes: list[str], class_names: tuple[str, ...] | list[str]) -> "Bags":
+    def of(
+        cls,
+        tokens: np.ndarray,
+        image_classes: list[str],
+        class_names: tuple[str, ...] | list[str],
+        per_class: int | None = None,
+    ) -> "Bags":
         """Bags of single-object images: those of `image_classes` that are among `class_names`, in that class order.
+
+        Of each class the first `per_class`, all by default.
 
         Raises:
             UserError: a class has no image.
@@ -39,7 +47,9 @@ class Bags:
             raise UserError(
                 f"no training image of {', '.join(missing)}: run notebooks 01_images and 02_embeddings again"
             )
-        rows = [i for i, name in enumerate(image_classes) if name in index]
+        number = pd.Series(image_classes).groupby(image_classes).cumcount()  # of an image within its class
+        few = number < (per_class or len(number))
+        rows = [i for i, name in enumerate(image_classes) if name in index and few[i]]
         labels = torch.zeros(len(rows), len(index))
         labels[range(len(rows)), [index[image_classes[i]] for i in rows]] = 1
         return cls(torch.from_numpy(tokens[rows]), labels)
@@ -88,14 +98,18 @@ def train(
         (share of training images whose highest bag score is one of their classes).
     """
     order = runs.seed_everything(seed)
-    tokens, labels = bags.tokens.to(device), bags.labels.to(device)
-    model = MaskClassifier(labels.shape[1], *statistics(tokens), head.widths).to(device)
+    labels = bags.labels.to(device)
+    model = MaskClassifier(labels.shape[1], *statistics(bags.tokens), head.widths).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=head.learning_rate)
+    inputs = _inputs(model, bags.tokens, getattr(torch, head.precision))
+    bad = _bad_masks(teacher, bags, head, distillation) if teacher is not None else None
     history = []
     for epoch in tqdm(range(head.epochs), desc=label, unit="epoch", leave=False):
         sums = torch.zeros(4)
         for rows in torch.randperm(len(labels), generator=order).split(head.batch_size):
-            loss, said = _loss(model, tokens[rows], labels[rows], head, teacher, distillation)
+            with _products(head, labels.device):
+                logits = model.layers(inputs[rows]).float()  # (B, d, C)
+            loss, said = _loss(logits, labels[rows], head, None if bad is None else bad[rows], distillation)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -106,26 +120,40 @@ def train(
     )
 
 
+def _products(head: HeadConfig, device: torch.device) -> torch.autocast:
+    """Matrix products inside are made in the profile's precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=head.precision == "bfloat16")
+
+
+def _inputs(model: MaskClassifier, tokens: Tensor, precision: torch.dtype) -> Tensor:
+    """Standardised tokens (N, d, 1024), once for all epochs, in the type that the first product wants."""
+    inputs = torch.empty(tokens.shape, dtype=precision, device=model.mean.device)
+    for image, values in zip(inputs, tokens, strict=True):  # image by image: no second copy in float32
+        image.copy_(model.standardised(values.to(inputs.device)))
+    return inputs
+
+
+@torch.no_grad()
+def _bad_masks(teacher: MaskClassifier, bags: Bags, head: HeadConfig, distillation: DistillationConfig) -> Tensor:
+    """B_i of all images, (N, d) bool: the teacher is frozen, so that it needs to be asked but once."""
+    device, found = teacher.mean.device, []
+    threshold = distillation.entropy_threshold * math.log(bags.labels.shape[1])
+    for tokens, labels in zip(bags.tokens.split(head.batch_size), bags.labels.split(head.batch_size), strict=True):
+        with _products(head, device):
+            opinion = teacher(tokens.to(device)).float()
+        found.append(bad_masks(opinion, labels.to(device), threshold))
+    return torch.cat(found)
+
+
 def _loss(
-    model: MaskClassifier,
-    tokens: Tensor,
-    labels: Tensor,
-    head: HeadConfig,
-    teacher: MaskClassifier | None,
-    distillation: DistillationConfig | None,
+    logits: Tensor, labels: Tensor, head: HeadConfig, bad: Tensor | None, distillation: DistillationConfig | None
 ) -> tuple[Tensor, tuple[float, float, float, float]]:
-    """The objective on one batch, and (mil, uncertainty, bad share, accuracy) of it."""
-    with torch.autocast(tokens.device.type, torch.bfloat16, enabled=head.precision == "bfloat16"):
-        logits = model(tokens).float()  # (B, d, C)
-        with torch.no_grad():
-            opinion = teacher(tokens).float() if teacher is not None else None
+    """The objective on one batch, and (mil, uncertainty, bad share, accuracy) of it; a teacher has no `bad`."""
     mil = mil_loss(logits, labels, head.a)
     with torch.no_grad():
         right = labels.gather(1, bag_scores(logits, head.a).argmax(1, keepdim=True)).mean()
-    if teacher is None:
+    if bad is None:
         return mil, (mil.item(), 0.0, 0.0, right.item())
-    threshold = distillation.entropy_threshold * math.log(labels.shape[1])
-    bad = bad_masks(opinion, labels, threshold)
     uncertainty = uncertainty_loss(logits, bad, distillation.reduction)
     loss = distillation.lambda_mil * mil + distillation.lambda_uncertainty * uncertainty
     return loss, (mil.item(), uncertainty.item(), bad.float().mean().item(), right.item())

@@ -1,0 +1,80 @@
+"""Intervals: against the textbook where there is one, and by what a bootstrap must do."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from usam import intervals
+from usam.evaluation import Scores
+from usam.metrics import Matches
+
+
+def split(rights: np.ndarray, pixels: int = 100) -> Scores:
+    """One class beside background, on images of which `rights` (N,) of the object's pixels are found; no detections."""
+    confusion = np.zeros((len(rights), 2, 2), np.int32)
+    confusion[:, 1, 1], confusion[:, 1, 0], confusion[:, 0, 0] = rights, pixels - rights, 900
+    none = np.zeros(0, int)
+    return Scores(confusion, Matches(none, none, none.astype(float), none.astype(bool), np.ones((len(rights), 1), int)))
+
+
+def test_a_mean_of_images_has_the_interval_of_the_textbook():
+    """One seed and a score that is a plain mean over images: mean ± 1.96 standard errors."""
+    shares = np.random.default_rng(0).random(400)
+
+    def values(weights: np.ndarray) -> np.ndarray:
+        return (weights @ shares / weights.sum(1))[None]
+
+    found = intervals.bootstrap(values, 1, len(shares))
+    error = stats.sem(shares)
+    assert found.value == pytest.approx(shares.mean())
+    assert (found.low, found.high) == pytest.approx(
+        (shares.mean() - 1.96 * error, shares.mean() + 1.96 * error), abs=0.2 * error
+    )
+
+
+def test_seeds_are_drawn_again_too():
+    """All images alike, so that only the seeds differ: the interval spans their means' spread."""
+
+    def values(weights: np.ndarray) -> np.ndarray:
+        return np.repeat([[0.1], [0.2], [0.6]], len(weights), 1)
+
+    found = intervals.bootstrap(values, 3, 50)
+    assert found.value == pytest.approx(0.3)
+    assert (found.low, found.high) == pytest.approx((0.1, 0.6))
+
+
+def test_mean_of_runs_is_the_mean_of_their_scores_and_repeats_itself():
+    rng = np.random.default_rng(1)
+    runs = [split(rng.integers(0, 101, 40)) for _ in range(3)]
+    found = intervals.mean(runs, "miou")
+    assert found.value == pytest.approx(np.mean([r.miou for r in runs])) and found.low < found.value < found.high
+    assert intervals.mean(runs, "miou") == found
+    assert intervals.mean(runs, "map50") == (0.0, 0.0, 0.0)  # objects, and nothing found
+
+
+def test_pairs_stay_together():
+    """Always one pixel better on images that differ wildly: paired, the difference is sure; apart, nothing is."""
+    rng = np.random.default_rng(2)
+    rights = [rng.integers(0, 100, 30) for _ in range(3)]
+    better, worse = ([split(r + more) for r in rights] for more in (1, 0))
+    paired = intervals.difference(better, worse, "miou")
+    apart = intervals.difference(better, worse, "miou", same_images=False)
+    assert paired.value == apart.value == pytest.approx(np.mean([b.miou - w.miou for b, w in zip(better, worse)]))  # noqa: B905
+    assert paired.low > 0 and paired.high < 0.01
+    assert apart.low < 0 < apart.high
+
+
+def test_one_without_seeds_stands_against_all_of_the_other():
+    rng = np.random.default_rng(3)
+    runs, fixed = [split(rng.integers(50, 101, 30)) for _ in range(3)], [split(rng.integers(0, 50, 30))]
+    found = intervals.difference(fixed, runs, "miou")
+    assert found.value == pytest.approx(fixed[0].miou - np.mean([r.miou for r in runs])) and found.high < 0
+
+
+def test_one_image_has_no_interval():
+    found = intervals.mean([split(np.array([40]))], "miou")
+    assert np.isfinite(found.value) and np.isnan([found.low, found.high]).all() and found.brackets() == "–"
+
+
+def test_in_words():
+    assert str(intervals.Interval(0.123449, 0.1, 0.2)) == "12.34 [10.00, 20.00]"

@@ -1,0 +1,60 @@
+"""Scoring: what is computed once, what is computed again, and what stands in runs.csv."""
+
+import pandas as pd
+import pytest
+
+from usam import evaluation, paths, runs, scoring, stages
+from usam.errors import UserError
+from usam.profiles import Profile
+
+
+@pytest.fixture
+def results(tiny: Profile, tmp_path, monkeypatch):
+    """runs.csv of the tiny profile."""
+    monkeypatch.setenv("USAM_RESULTS", str(tmp_path / "results"))
+    return paths.results(tiny.name) / "runs.csv"
+
+
+def test_a_score_is_kept_image_by_image_and_not_computed_again(tiny, results, monkeypatch):
+    first = scoring.score(tiny, "voc", "web", 0)
+    row = pd.read_csv(results).iloc[0]
+    assert (row["miou"], row["map50"]) == pytest.approx((first.miou, first.map50), nan_ok=True)
+    assert first.confusion.shape == (2, 3, 3)  # test images, two classes and background
+    results.unlink()
+    monkeypatch.setattr(evaluation, "evaluate", None)
+    again = scoring.score(tiny, "voc", "web", 0)
+    assert (again.confusion == first.confusion).all()
+    pd.testing.assert_series_equal(pd.read_csv(results).iloc[0], row)  # with the time and commit of its making
+
+
+def test_other_settings_seeds_and_splits_have_scores_of_their_own(tiny, results):
+    stricter = tiny.changed("inference.score_threshold", 1.0)
+    for profile, seed, split in (tiny, 0, None), (tiny, 1, None), (tiny, 0, "val"), (stricter, 0, None):
+        scoring.score(profile, "voc", "web", seed, split=split)
+    assert len(pd.read_csv(results)) == len(list(paths.data().glob("smoke/scores/*.npz"))) == 4
+
+
+def test_a_damaged_score_is_computed_again(tiny, results):
+    first = scoring.score(tiny, "voc", "web", 0)
+    (file,) = paths.data().glob("smoke/scores/*.npz")
+    for content in (b"", file.read_bytes()[:500], b"PK nothing"):
+        file.write_bytes(content)
+        assert (scoring.score(tiny, "voc", "web", 0).confusion == first.confusion).all()
+    assert len(pd.read_csv(results)) == 1
+
+
+def test_a_full_disk_is_one_line(tiny, results, monkeypatch):
+    stages.heads(tiny, "voc", "web", 0)
+    stages.embeddings(tiny, "voc")
+
+    def full(*_args, **_options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(runs.os, "replace", full)
+    with pytest.raises(UserError, match=r"cannot write .*npz: No space left on device"):
+        scoring.score(tiny, "voc", "web", 0)
+
+
+def test_unknown_method(tiny):
+    with pytest.raises(UserError, match="no method 'MIL': choose from U-SAM, MIL only"):
+        scoring.score(tiny, "voc", "web", 0, "MIL")

@@ -1,0 +1,101 @@
+"""How sure a score is: 95% intervals by bootstrap over the images and over the seeds of the heads."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from usam.evaluation import Scores
+
+RESAMPLES, CONFIDENCE = 1000, 0.95
+
+
+class Interval(NamedTuple):
+    """A value and where it would lie if other images and seeds had been drawn, with a confidence of 95%."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        """Shares in percent: "12.34 [10.00, 14.50]"."""
+        return f"{100 * self.value:.2f} {self.brackets()}"
+
+    def brackets(self) -> str:
+        """The ends alone, in percent; a dash if they are not known."""
+        if not np.isfinite([self.low, self.high]).all():
+            return "–"
+        return f"[{100 * self.low:.2f}, {100 * self.high:.2f}]"
+
+
+def mean(runs: Sequence[Scores], score: str) -> Interval:
+    """Mean over the seeds of `score` ("miou", "map50").
+
+    Args:
+        runs: the same method on the same images, one a seed.
+        score: which one.
+    """
+    return bootstrap(lambda weights: _of_runs(runs, score, weights), len(runs), images_of(runs))
+
+
+def difference(runs: Sequence[Scores], others: Sequence[Scores], score: str, same_images: bool = True) -> Interval:
+    """Mean over the seeds of `score` of `runs` minus that of `others`.
+
+    Pairs stay together: both sides have the same images drawn, and the same seeds where both have several.
+
+    Args:
+        runs, others: as in `mean`, with the same seeds; or one of them has none, and stands against all of the other's.
+        score: which one.
+        same_images: False where the sides were scored on different data sets: then each has a draw of its own.
+    """
+    sizes = [images_of(runs)] if same_images else [images_of(runs), images_of(others)]
+
+    def values(*weights: np.ndarray) -> np.ndarray:
+        return _of_runs(runs, score, weights[0]) - _of_runs(others, score, weights[-1])  # (S, B)
+
+    return bootstrap(values, max(len(runs), len(others)), *sizes)
+
+
+def images_of(runs: Sequence[Scores]) -> int:
+    """Number of images that were scored."""
+    return len(runs[0].confusion)
+
+
+def _of_runs(runs: Sequence[Scores], score: str, weights: np.ndarray) -> np.ndarray:
+    return np.stack([run.resampled(score, weights) for run in runs])
+
+
+def bootstrap(values: Callable[..., np.ndarray], seeds: int, *images: int) -> Interval:
+    """Percentile interval of a mean over seeds when images and seeds are drawn again, each with replacement.
+
+    Args:
+        values: (B, N) numbers of times that each image is there, one array for each of `images` -> (S, B) values, one
+            a seed.
+        seeds: S. One seed is not drawn again.
+        images: N of each set of images.
+    """
+
+    def statistic(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
+        flat = [np.atleast_2d(indices) for indices in drawn]
+        weights = [_counts(indices, count) for indices, count in zip(flat, images, strict=False)]
+        found = values(*weights)  # (S, B)
+        if seeds > 1:
+            found = np.take_along_axis(found, flat[-1].T, 0)
+        return found.mean(0).reshape(drawn[0].shape[:-1])
+
+    data = [np.arange(count) for count in images] + [np.arange(seeds)] * (seeds > 1)
+    whole = float(statistic(*data))
+    if min(images) < 2:
+        return Interval(whole, np.nan, np.nan)
+    found = stats.bootstrap(
+        data, statistic, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="percentile",
+        vectorized=True, batch=100, rng=np.random.default_rng(0),
+    )  # fmt: skip
+    return Interval(whole, *map(float, found.confidence_interval))
+
+
+def _counts(indices: np.ndarray, count: int) -> np.ndarray:
+    """How many times each of `count` images is among (B, N) drawn ones: (B, count)."""
+    rows = np.arange(len(indices))[:, None]
+    return np.bincount((rows * count + indices).ravel(), minlength=len(indices) * count).reshape(-1, count)
