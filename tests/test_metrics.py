@@ -3,15 +3,17 @@
 import numpy as np
 import pytest
 import sklearn.metrics
+import torch
 from faster_coco_eval import COCO, COCOeval_faster
 from pycocotools import mask as rle_tools
 from sklearn.metrics import jaccard_score
+from torchmetrics.functional.classification import binary_calibration_error
 
 from usam import metrics
 from usam.datasets import Instance
 from usam.errors import UserError
 from usam.evaluation import Scores
-from usam.metrics import Matches, class_iou, confusion_matrix, match, mean_known
+from usam.metrics import BINS, Matches, Reliability, class_iou, confusion_matrix, match, mean_known
 
 SIZE = (20, 30)  # height, width
 
@@ -271,3 +273,31 @@ def test_scores_come_back_from_a_file(tmp_path):
 def test_bad_input_is_named(truth, found, message):
     with pytest.raises(UserError, match=message):
         map50(truth, found, 3)
+
+
+def some_scores(seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(seed)
+    scores = [rng.random(n).astype(np.float32) for n in (50, 1, 0, 80)] + [np.float32([0, 1])]
+    return [(s, rng.random(len(s)) < s**2) for s in scores]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_calibration_error_against_torchmetrics(seed):
+    images = some_scores(seed)
+    found = Reliability.of(images)
+    ways = np.array([[1, 1, 1, 1, 1], [2, 0, 3, 1, 0]])
+    for weights, error in zip(ways, found.error(ways), strict=True):
+        score, right = (
+            torch.tensor(np.concatenate([np.repeat(part, n) for part, n in zip(parts, weights, strict=True)]))
+            for parts in zip(*images, strict=True)
+        )
+        assert error == pytest.approx(binary_calibration_error(score, right.int(), n_bins=BINS).item(), abs=1e-6)
+
+
+def test_reliability_by_hand():
+    found = Reliability.of([(np.array([0.95, 0.97]), np.array([True, False])), (np.array([0.5]), np.array([True]))])
+    count, score, share = found.curve()
+    assert count.tolist() == [0] * 7 + [1] + [0] * 6 + [2]
+    np.testing.assert_allclose([score[7], score[14], share[7], share[14]], [0.5, 0.96, 1, 0.5])
+    assert np.isnan(np.delete(score, [7, 14])).all()
+    np.testing.assert_allclose(found.error(np.ones((1, 2))), (0.5 + 2 * 0.46) / 3)

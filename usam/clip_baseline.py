@@ -1,5 +1,6 @@
 """SAM+CLIP (paper 4, "Additional baseline"): CLIP names each of SAM's masks from a picture of that mask alone."""
 
+import functools
 from typing import Literal, NamedTuple
 
 import cv2
@@ -114,15 +115,14 @@ class ClipLabeller:
         if self.view.crop:
             ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             box = (slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1))
-        shown = np.where(mask[box][..., None], image[box], background[box])
+        shown = cv2.copyTo(image[box], mask[box].astype(np.uint8), background[box].copy())
         height, width = shown.shape[:2]
         side = max(height, width)
-        square = np.full((side, side, 3), self._empty, np.uint8)
         y, x = (side - height) // 2, (side - width) // 2
-        square[y : y + height, x : x + width] = shown
-        return square
+        ends = (y, side - height - y, x, side - width - x)
+        return cv2.copyMakeBorder(shown, *ends, cv2.BORDER_CONSTANT, value=self._empty.tolist())
 
-    @property
+    @functools.cached_property
     def _empty(self) -> np.ndarray:
         """The colour (3,) uint8 where there is no image."""
         if self.view.fill == "black":

@@ -3,16 +3,17 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import BinaryIO
 
 import numpy as np
 from tqdm import tqdm
 
-from usam import sam
+from usam import runs, sam
 from usam.datasets import VOID, Dataset, Example
 from usam.head import MaskClassifier
 from usam.inference import LabelledMasks, label_masks, mask_iou, probabilities
-from usam.metrics import Matches, class_iou, confusion_matrix, match, mean_known
+from usam.metrics import Detection, Matches, Reliability, Truth, class_iou, confusion_matrix, match, mean_known
 from usam.profiles import InferenceConfig
 from usam.sam import MaskEmbeddings
 from usam.store import EmbeddingStore
@@ -73,18 +74,21 @@ class Scores:
 def evaluate(dataset: Dataset, store: EmbeddingStore, annotate: Annotate, label: str = "evaluation") -> Scores:
     """mIoU and mAP50 of what `annotate` makes of every image of `dataset`; `store` holds its embeddings."""
     classes = len(dataset.class_names)
-    confusion, truth, detections = [], [], []
-    for i in tqdm(range(len(dataset)), desc=label, unit="image", leave=False):
+
+    def one(i: int) -> tuple[np.ndarray, Truth, list[Detection]]:
         example = dataset[i]
         found = annotate(example, store[i])
-        confusion.append(confusion_matrix(example.semantic, found.semantic_map(), classes))
-        truth.append((example.image_id, example.semantic.shape, example.instances))
-        rles = sam.encode(found.masks)
-        detections += [
-            (example.image_id, int(j), float(s), rle)
-            for j, s, rle in zip(found.labels, found.scores, rles, strict=True)
-        ]
-    return Scores(np.stack(confusion), match(truth, detections, classes))
+        rows = zip(found.labels.tolist(), found.scores.tolist(), sam.encode(found.masks), strict=True)
+        return (
+            confusion_matrix(example.semantic, found.semantic_map(), classes),
+            (example.image_id, example.semantic.shape, example.instances),
+            [(example.image_id, *row) for row in rows],
+        )
+
+    with runs.workers(runs.cores()) as each:
+        images = tqdm(each(one, range(len(dataset))), label, len(dataset), leave=False, unit="image")
+        confusion, truth, detections = zip(*images, strict=True)
+    return Scores(np.stack(confusion), match(truth, list(chain(*detections)), classes))
 
 
 def by_head(head: MaskClassifier, config: InferenceConfig) -> Annotate:
@@ -159,13 +163,41 @@ def where_lost(
     return [dict(zip(("masks", "tokens", "threshold", "background"), row, strict=True)) for row in shares.tolist()]
 
 
+def reliability(
+    dataset: Dataset, store: EmbeddingStore, heads: Sequence[MaskClassifier], background: bool = True
+) -> list[Reliability]:
+    """How far the scores of each of `heads` can be trusted, on every mask of a split (paper 3.5: "well-calibrated").
+
+    A label is right if it is the class under the mask's grid point; on background no label is. Void is left out.
+
+    Args:
+        dataset, store: as in `evaluate`.
+        heads: to be asked.
+        background: False leaves out the points on background, too.
+    """
+    found: list[list] = [[] for _ in heads]
+    for i in tqdm(range(len(dataset)), desc="reliability", unit="image", leave=False):
+        truth, embeddings = dataset[i].semantic, store[i]
+        under = _under_points(truth, embeddings)
+        asked = (under != VOID) & (background | (under != 0))
+        for answers, head in zip(found, heads, strict=True):
+            probability = probabilities(head, embeddings.tokens)[asked]
+            answers.append((probability.max(1), probability.argmax(1) + 1 == under[asked]))
+    return [Reliability.of(answers) for answers in found]
+
+
+def _under_points(semantic: np.ndarray, embeddings: MaskEmbeddings) -> np.ndarray:
+    """The value of the true semantic map under each mask's grid point, (d,)."""
+    x, y = sam.point_grid(embeddings.image_size, math.isqrt(len(embeddings.iou))).astype(int).T
+    return semantic[y, x]
+
+
 def _points_kept(
     example: Example, embeddings: MaskEmbeddings, head: MaskClassifier, config: InferenceConfig
 ) -> list[tuple[int, int]]:
     """Counts of one image's grid points for `where_lost`: (kept, asked) of tokens, threshold and background."""
     probability = probabilities(head, embeddings.tokens)  # (d, C)
-    x, y = sam.point_grid(embeddings.image_size, math.isqrt(len(probability))).astype(int).T
-    truth = example.semantic[y, x]  # (d,), the class under each point
+    truth = _under_points(example.semantic, embeddings)
     off, on = truth == 0, (truth != 0) & (truth != VOID)
     right = on & (probability.argmax(1) + 1 == truth)
     sure = probability.max(1) >= config.score_threshold

@@ -165,3 +165,49 @@ def _coco_content(sizes: dict, masks: list[tuple], num_classes: int) -> dict[str
     images = [{"id": numbers[i], "height": height, "width": width} for i, (height, width) in sizes.items()]
     categories = [{"id": c} for c in range(1, num_classes + 1)]
     return {"images": images, "categories": categories, "annotations": annotations}
+
+
+BINS = 15  # of equal width; how many is a convention
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """Do scores say how often they are right? Counts of a split, image by image, in bins of the score.
+
+    Attributes:
+        count: (N, BINS) int, masks.
+        score: (N, BINS) float, the sum of their scores.
+        right: (N, BINS) int, how many have the right label.
+    """
+
+    count: np.ndarray
+    score: np.ndarray
+    right: np.ndarray
+
+    @classmethod
+    def of(cls, images: Sequence[tuple[np.ndarray, np.ndarray]]) -> "Reliability":
+        """Counts of images, each given as scores (d,) in 0 to 1 and whether each mask's label is right, (d,) bool."""
+        sums = np.zeros((3, len(images), BINS))
+        for i, (score, right) in enumerate(images):
+            place = np.minimum((score * BINS).astype(int), BINS - 1)
+            for total, values in zip(sums, (None, score, right), strict=True):
+                total[i] = np.bincount(place, values, BINS)
+        return cls(*sums)
+
+    def error(self, weights: np.ndarray) -> np.ndarray:
+        """Expected calibration error: mean over masks of |share that is right - mean score| of their bin.
+
+        Args:
+            weights: (B, N), how many times each image counts, in B ways.
+
+        Returns:
+            (B,) in 0 to 1.
+        """
+        count, score, right = (weights @ part for part in (self.count, self.score, self.right))
+        return np.abs(right - score).sum(-1) / np.maximum(count.sum(-1), 1)
+
+    def curve(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Over all images: masks, mean score and share that is right of each bin, (BINS,); NaN where no mask is."""
+        count, score, right = (part.sum(0) for part in (self.count, self.score, self.right))
+        some = np.where(count > 0, count, np.nan)
+        return count, score / some, right / some

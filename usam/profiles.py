@@ -31,6 +31,8 @@ class SamConfig(_Strict):
         mask_choice: which of a prompt's masks is kept: "best" = the multimask output with the highest predicted
             IoU, "single" = SAM's single-mask output.
         precision: arithmetic of the networks; prompts and positional encodings stay in float32.
+        image_per_core: without a GPU, each core works on an image of its own, instead of all on the same: faster for
+            small models, at the price of memory.
     """
 
     model: str
@@ -38,6 +40,7 @@ class SamConfig(_Strict):
     points_per_side: Count = 10
     mask_choice: Literal["best", "single"] = "best"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    image_per_core: bool = False
 
 
 class GenerateConfig(_Strict):

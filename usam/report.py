@@ -10,8 +10,10 @@ from typing import Literal
 import pandas as pd
 from pydantic import BaseModel
 
-from usam import paths, runs, scoring
+from usam import intervals, paths, runs, scoring
 from usam.errors import UserError
+from usam.evaluation import Scores
+from usam.intervals import Interval
 from usam.profiles import Profile
 
 PaperRow = tuple[str, str, float | None, float | None]
@@ -93,6 +95,23 @@ def require(run: pd.DataFrame, profile: Profile, method: str, notebook: str) -> 
         )
 
 
+Kept = dict[tuple[str, str], list[Scores]]  # (method, training images) -> scores, one a seed
+
+
+def kept_scores(profile: Profile, run: pd.DataFrame) -> Kept:
+    """The scores, image by image, of the rows `run` of one data set and split, seeds in the order of their numbers."""
+    scored = run[run["miou"].notna()].sort_values("seed", kind="stable")
+    groups = scored.groupby(["method", "source"], sort=False)
+    return {key: [scoring.kept(profile, row) for row in rows.to_dict("records")] for key, rows in groups}
+
+
+def reading(effect: Interval) -> str:
+    """What an effect says of a claim that it is positive."""
+    if effect.low > 0:
+        return "holds here"
+    return "does not hold here" if effect.high < 0 else "cannot tell"
+
+
 def difference(one: pd.DataFrame, other: pd.DataFrame, score: str) -> pd.Series:
     """`score` of the rows `one` minus that of `other` with the same seed: one share a seed that both have."""
     return (one.set_index("seed")[score] - other.set_index("seed")[score]).dropna()
@@ -117,20 +136,24 @@ def score_table(run: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["data set", "split", "training images", "method", "mIoU", "mAP50", "seeds"])
 
 
-def beside_paper(rows: Sequence[PaperRow], run: pd.DataFrame) -> pd.DataFrame:
+def beside_paper(rows: Sequence[PaperRow], run: pd.DataFrame, kept: Kept) -> pd.DataFrame:
     """The paper's rows with this run's scores beside them.
 
     Args:
         rows: of `usam.paper`, in percent.
         run: rows of runs.csv of one data set and split.
+        kept: the same, image by image, for the 95% intervals over images and seeds.
     """
     table = []
-    for method, source, miou, map50 in rows:
+    for method, source, *theirs in rows:
         ours = run[(run["method"] == method) & (run["source"] == source)]
-        scores = [mean_sd(ours[c]) if len(ours) else "not run" for c in ("miou", "map50")]
-        table.append((method, source, _percent(miou), scores[0], _percent(map50), scores[1], len(ours)))
-    columns = ["method", "training images", "mIoU paper", "mIoU here", "mAP50 paper", "mAP50 here", "seeds"]
-    return pd.DataFrame(table, columns=columns)
+        cells = []
+        for score, paper in zip(("miou", "map50"), theirs, strict=True):
+            said = intervals.mean(kept[method, source], score).brackets() if len(ours) else "–"
+            cells += [_percent(paper), mean_sd(ours[score]) if len(ours) else "not run", said]
+        table.append((method, source, *cells, len(ours)))
+    scores = [f"{score} {what}" for score in ("mIoU", "mAP50") for what in ("paper", "here", "95%")]
+    return pd.DataFrame(table, columns=["method", "training images", *scores, "seeds"])
 
 
 def _percent(value: float | None) -> str:
@@ -138,12 +161,18 @@ def _percent(value: float | None) -> str:
 
 
 def write_table(profile: Profile, name: str, table: pd.DataFrame, caption: str) -> Path:
-    """Write results/<profile>/tables/<name>.csv and .md; the caption says which world the numbers are from."""
+    """Write results/<profile>/tables/<name>.csv, .md and .tex; the caption says which world the numbers are from."""
     folder = paths.results(profile.name) / "tables"
     said = f"{caption} ({profile.world}; profile {profile.name}, commit {runs.commit()}, {runs.hardware()})"
     runs.write_atomically(folder / f"{name}.csv", table.to_csv(index=False))
+    latex = table.to_latex(index=False, escape=True, caption=_escaped(said), label=f"tab:{name}")
+    runs.write_atomically(folder / f"{name}.tex", latex)
     runs.write_atomically(folder / f"{name}.md", f"**{said}**\n\n{_markdown(table)}\n")
     return folder / f"{name}.md"
+
+
+def _escaped(text: str) -> str:
+    return re.sub(r"([%&_#$])", r"\\\1", text)
 
 
 def _markdown(table: pd.DataFrame) -> str:

@@ -4,10 +4,12 @@ The tokens are taken with a forward hook on the mask decoder's transformer; segm
 """
 
 import contextlib
+import copy
 import functools
 import importlib
 import math
 import textwrap
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -150,6 +152,9 @@ class Extractor:
         self.config = config
         self.device = torch.device(device)
         self.sam = sam if sam is not None else load_sam(config, device)
+        self.precision = getattr(torch, config.precision)
+        # A decoder whose weights have the precision: autocast would convert back and forth at every step.
+        self.decoder = copy.deepcopy(self.sam.mask_decoder).to(self.precision)
 
     def __call__(self, image: np.ndarray) -> MaskEmbeddings:
         """Embeddings of one image, (H, W, 3) uint8 RGB."""
@@ -186,10 +191,10 @@ class Extractor:
         labels = torch.ones(len(points), 1, device=self.device)
         sparse, dense = self.sam.prompt_encoder((coordinates, labels), None, None)  # float32, outside autocast
         positions = self.sam.prompt_encoder.get_dense_pe()
-        precision = getattr(torch, self.config.precision)
-        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             features = self.sam.image_encoder(pixels)
-            logits, iou, tokens = decoder.decode(self.sam.mask_decoder, features, positions, sparse, dense[:1])
+        inputs = (x.to(self.precision) for x in (features, positions, sparse, dense[:1]))
+        logits, iou, tokens = decoder.decode(self.decoder, *inputs)
         return logits.float(), iou.float(), tokens.float(), inner
 
     def _pixels(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
@@ -207,10 +212,13 @@ class LazyExtractor:
 
     def __init__(self, config: SamConfig, device: torch.device | str = "cpu"):
         self._load = functools.cache(lambda: Extractor(config, device))
+        self._loading = threading.Lock()
 
     def __call__(self, image: np.ndarray) -> MaskEmbeddings:
         """As `Extractor`."""
-        return self._load()(image)
+        with self._loading:
+            extractor = self._load()
+        return extractor(image)
 
 
 def encode(masks: np.ndarray) -> list[dict]:

@@ -2,12 +2,13 @@
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
+import pandas as pd
 
 from usam import (
     classes,
@@ -111,18 +112,8 @@ def recorded(
         annotate: makes the way, if it is needed.
         more: further columns of the row.
     """
-    config = profile.datasets[which]
-    row: dict[str, Any] = dict(
-        profile=profile.name,
-        dataset=f"{which}, grouped" if config.groups else which,
-        split=split or config.split,
-        source=source,
-        method=method,
-        seed=seed,
-        state=state(profile),
-        parameters=profile.decisive(),
-    )
-    file = paths.data() / profile.name / "scores" / f"{runs.stage_key(row)}.npz"
+    row = _identity(profile, which, source, seed, method, split)
+    file = _file(profile, row)
     with runs.alone(file):
         known = _load(file)
         if known is None:
@@ -136,6 +127,53 @@ def recorded(
             scores, row = known
     runs.record(paths.results(profile.name) / "runs.csv", **row)
     return scores
+
+
+def noted(
+    profile: Profile, which: str, source: str, seed: int | None, method: str, split: str | None = None, **numbers: float
+) -> None:
+    """Write a row into runs.csv whose `numbers` are other ones than scores: every number of a table stands there."""
+    row = _identity(profile, which, source, seed, method, split)
+    runs.record(paths.results(profile.name) / "runs.csv", **row, **numbers)
+
+
+def kept(profile: Profile, row: Mapping[str, Any]) -> Scores:
+    """The scores, image by image, of a row of runs.csv that belongs to `profile` as it is now.
+
+    Raises:
+        UserError: they are not there any more.
+    """
+    names = ("profile", "dataset", "split", "source", "method", "state")
+    seed = None if pd.isna(row["seed"]) else int(row["seed"])
+    same = {name: row[name] for name in names} | {"seed": seed, "parameters": profile.decisive()}
+    known = _load(_file(profile, same))
+    if known is None:
+        raise UserError(
+            f"scores of {row['method']}, {row['dataset']}, are no longer in {paths.data()}: "
+            "run notebooks 04_evaluate and 05_sam_clip again"
+        )
+    return known[0]
+
+
+def _identity(
+    profile: Profile, which: str, source: str, seed: int | None, method: str, split: str | None
+) -> dict[str, Any]:
+    """What tells a row of runs.csv from all others."""
+    config = profile.datasets[which]
+    return dict(
+        profile=profile.name,
+        dataset=f"{which}, grouped" if config.groups else which,
+        split=split or config.split,
+        source=source,
+        method=method,
+        seed=seed,
+        state=state(profile),
+        parameters=profile.decisive(),
+    )
+
+
+def _file(profile: Profile, identity: dict[str, Any]) -> Path:
+    return paths.data() / profile.name / "scores" / f"{runs.stage_key(identity)}.npz"
 
 
 def _save(file: Path, scores: Scores, row: dict[str, Any]) -> None:

@@ -133,7 +133,8 @@ def _embedded(profile: Profile, name: str, ids: list, load: Callable[[Any], np.n
     key = runs.stage_key([origin, profile.sam], (decoder, images, sam, store), sam_files(profile))
     folder = paths.data() / profile.name / "embeddings" / f"{name}-{key}"
     hit = sum(1 for _ in folder.glob("[0-9]*/masks.json")) == -(-len(ids) // store.SHARD)
-    found = store.build(folder, ids, load, sam.LazyExtractor(profile.sam, runs.device()), f"{name} embeddings")
+    extract, at_once = sam.LazyExtractor(profile.sam, runs.device()), runs.cores() if profile.sam.image_per_core else 1
+    found = store.build(folder, ids, load, extract, f"{name} embeddings", at_once)
     _say(f"embeddings of {len(found)} images", hit, folder)
     return found if profile.grid is None else found.at(sam.coarser(profile.sam.points_per_side, profile.grid))
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from usam import runs
 from usam.errors import UserError
 from usam.runs import alone, writing
 from usam.sam import MaskEmbeddings
@@ -70,6 +71,7 @@ def build(
     load_image: Callable[[str | int], np.ndarray],
     extract: Callable[[np.ndarray], MaskEmbeddings],
     label: str = "embeddings",
+    at_once: int = 1,
 ) -> EmbeddingStore:
     """Take the embeddings that `folder` does not hold yet, shard by shard, and open the store.
 
@@ -79,6 +81,7 @@ def build(
         load_image: id -> (H, W, 3) uint8 RGB.
         extract: an `Extractor`.
         label: text before the progress bar.
+        at_once: images in work at the same time, each in a thread of its own, which computes on one core.
 
     Raises:
         UserError: an image that cannot be read, a full disk. Shards that are finished stay.
@@ -87,9 +90,12 @@ def build(
     with alone(folder):
         todo = [(k, part) for k, part in enumerate(parts) if not _is_whole(folder / f"{k:05d}", part)]
         done = len(ids) - sum(len(part) for _, part in todo)
-        with tqdm(total=len(ids), initial=done, desc=label, unit="image", disable=not todo) as bar:
+        with (
+            tqdm(total=len(ids), initial=done, desc=label, unit="image", disable=not todo) as bar,
+            runs.workers(at_once) as each,
+        ):
             for k, part in todo:
-                entries = _progress((extract(load_image(i)) for i in part), bar)
+                entries = _progress(each(lambda i: extract(load_image(i)), part), bar)
                 _write(folder / f"{k:05d}", part, entries)
     return EmbeddingStore(folder)
 
