@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 from PIL import Image, PngImagePlugin
 
-from usam import page, paths, profiles, runs
+from usam import page, paths, profiles
 from usam.errors import UserError
 
 FORMULA = r"$$s_i^j = \max_{\substack{l \le k}} o_l \tag{1}$$"
@@ -86,7 +86,9 @@ def folder(tmp_path, smoke) -> Path:
     write(folder, "01_b.partial", markdown("# half a notebook"))
     for name in ("claims", "table_1", "seen"):
         (folder / "tables").mkdir(exist_ok=True)
-        pd.DataFrame({"method": ["U-SAM"], "mIoU": ["1.00 ± 0.10"]}).to_csv(folder / f"tables/{name}.csv", index=False)
+        pd.DataFrame({"method": ["U-SAM " + 60 * "x"], "mIoU": ["1.00 ± 0.10"]}).to_csv(
+            folder / f"tables/{name}.csv", index=False
+        )
     caption = f"**Table 1, a < b ({smoke.world}; profile smoke, CPU (two))**\n\n| | |\n"
     (folder / "tables" / "table_1.md").write_text(caption, encoding="utf-8")
     (folder / "figures").mkdir()
@@ -147,6 +149,7 @@ def test_every_formula_of_our_notebooks_can_be_converted():
 def test_tables_have_headers_captions_and_a_total(folder, smoke):
     html = read(smoke)
     assert html.all("th") and {head["scope"] for head in html.all("th")} == {"col"}
+    assert html.text.count("U-SAM " + 60 * "x") == 3
     assert "Table 1, a < b" in html.text and f"{smoke.world}; profile smoke, CPU (two) ·" in html.text
     assert re.search(r"total\s+80\s+1\.5\s", html.text)
     assert "1234567e8901" in html.text and "2026-01-02 03:04:05" in html.text
@@ -183,7 +186,11 @@ def test_damaged_files_are_one_line(folder, smoke):
     (folder / "notebooks.csv").write_text("notebook,seconds\n")
     with pytest.raises(UserError, match=r"notebooks\.csv cannot be read"):
         page.build(smoke)
-    runs.write_atomically(folder / "notebooks" / "01_b.ipynb", "[]")
     (folder / "notebooks.csv").unlink()
+    (folder / "figures" / "figure_3.png").write_bytes(png()[:100])
+    with pytest.raises(UserError, match=r"figure_3\.png cannot be read .*: delete it and run again"):
+        page.build(smoke)
+    (folder / "figures" / "figure_3.png").unlink()
+    (folder / "notebooks" / "01_b.ipynb").write_text("[]")
     with pytest.raises(UserError, match=r"01_b\.ipynb cannot be read .*: delete it and run again"):
         page.build(smoke)

@@ -1,4 +1,4 @@
-"""A run's results as one page, `results/<profile>/index.html`: it opens without network, and nothing lies beside it."""
+"""A run's results as one page, `results/<profile>/index.html`: it carries its pictures and opens without network."""
 
 import base64
 import io
@@ -24,14 +24,8 @@ from usam.profiles import Profile
 
 TABLES = ("table_1", "table_2", "table_3_voc", "table_3_coco", "table_4_voc", "table_4_coco")
 FIGURES = ("figure_1", "figure_2", "figure_3", "figure_4")
-OUTPUTS = (
-    "text/html",
-    "text/markdown",
-    "image/svg+xml",
-    "image/png",
-    "image/jpeg",
-    "text/plain",
-)  # the best comes first
+# Of an output that comes in several kinds, the first of these is shown: no scripts, no widgets.
+OUTPUTS = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
 NUMBER = re.compile(r"[-+]?[\d,]+(\.\d+)?( ± [\d.]+)?|–|not run")
 MATH = LatexToMathML(macros={"substack": r"\begin{subarray}{c}#1\end{subarray}"}, fancy_error=False)
 
@@ -72,7 +66,7 @@ def _exporter(folder: Path, pages: Sequence[str]) -> HTMLExporter:
         return MarkdownWithMath(renderer=_Renderer(folder, pages)).render(source)
 
     return HTMLExporter(
-        config=Config({"NbConvertBase": {"display_data_priority": list(OUTPUTS)}}),  # without scripts and widgets
+        config=Config({"NbConvertBase": {"display_data_priority": OUTPUTS}}),
         extra_template_basedirs=[str(paths.PACKAGE)],
         template_name="page_template",
         template_file="notebook.html.j2",
@@ -216,7 +210,7 @@ def _cost(file: Path) -> str:
     shown = pd.concat([rows, pd.DataFrame([total])])[["notebook", "seconds", "peak_gib", "when", *different]]
     shown["seconds"], shown["peak_gib"] = shown["seconds"].map("{:.0f}".format), shown["peak_gib"].map("{:.1f}".format)
     shown["when"] = shown["when"].str.replace("T", " ")
-    return _html(shown.rename(columns={"peak_gib": "peak memory [GiB]", "when": "ended"}).fillna(""))
+    return _html(shown.rename(columns={"peak_gib": "peak memory [GiB]"}).fillna(""))
 
 
 def _table(file: Path, profile: Profile) -> dict[str, str]:
@@ -230,15 +224,19 @@ def _table(file: Path, profile: Profile) -> dict[str, str]:
 
 
 def _html(values: pd.DataFrame) -> str:
-    return _tidy(values.to_html(index=False))
+    with pd.option_context("display.max_colwidth", None):  # else a cell ends after 50 characters
+        return _tidy(values.to_html(index=False))
 
 
 def _figure(file: Path) -> dict[str, str]:
     """A figure of the run; it describes itself in the PNG text "Description", whose first sentence is the caption."""
-    with Image.open(file) as image:
-        description = image.info.get("Description", file.name)
-    title = re.split(r"(?<=\.)\s", description, maxsplit=1)[0]
-    return {"name": file.stem, "title": title, "body": picture(file.read_bytes(), description)}
+    try:
+        with Image.open(file) as image:
+            description = image.info.get("Description", file.name)
+        body = picture(file.read_bytes(), description)
+    except OSError as error:  # Pillow's own errors are OSErrors
+        raise UserError(f"{file} cannot be read ({error}): delete it and run again") from error
+    return {"name": file.stem, "title": re.split(r"(?<=\.)\s", description, maxsplit=1)[0], "body": body}
 
 
 def _code_style() -> str:
