@@ -18,7 +18,7 @@ import papermill
 from ipykernel.kernelspec import write_kernel_spec
 from traitlets.config import Config
 
-from usam import hub, paths, profiles, sam
+from usam import hub, page, paths, profiles, sam
 from usam.errors import UserError
 
 
@@ -269,12 +269,14 @@ def main(argv: list[str] | None = None) -> int:
             os.environ[name] = str(Path(folder).expanduser().resolve())
     start = time.perf_counter()
     try:
-        profiles.load(options.profile, seed=options.seed)
+        profile = profiles.load(options.profile, seed=options.seed)
         parameters = {"profile": options.profile} | ({} if options.seed is None else {"seed": options.seed})
         results, data = paths.results(options.profile), paths.data() / options.profile
         jobs = choose(plan(paths.NOTEBOOKS, results, parameters, inputs(options.profile)), options.only, options.start)
         run(jobs, paths.ROOT, data, force=options.only is not None)
         print(summary(results, time.perf_counter() - start))
+        if (results / "runs.csv").exists():  # after the first notebooks alone there is nothing to show yet
+            print(f"all on one page: {page.build(profile)}")
     except UserError as error:
         print(f"usam: {error}", file=sys.stderr)
         return 1
