@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -169,6 +170,19 @@ def write_table(profile: Profile, name: str, table: pd.DataFrame, caption: str) 
     runs.write_atomically(folder / f"{name}.tex", latex)
     runs.write_atomically(folder / f"{name}.md", f"**{said}**\n\n{_markdown(table)}\n")
     return folder / f"{name}.md"
+
+
+def notebook_cost(profile: Profile, notebook: str, start: float) -> None:
+    """Say what a notebook has cost since `start` (of `time.perf_counter`), and keep it in notebooks.csv."""
+    file = paths.results(profile.name) / "notebooks.csv"
+    row = {"notebook": notebook, "seconds": time.perf_counter() - start, "peak_gib": runs.peak_memory()}
+    with runs.alone(file):
+        text = dict.fromkeys(("commit",), str)  # a commit may look like a number
+        old = runs.read_csv(file, dtype=text) if file.exists() else pd.DataFrame(columns=["notebook"])
+        new = pd.DataFrame([row | runs.provenance()]).round(2)
+        rows = pd.concat([old[old["notebook"] != notebook], new] if len(old) else [new]).sort_values("notebook")
+        runs.write_atomically(file, rows.to_csv(index=False))
+    print(f"{row['seconds']:.0f} s, peak memory {row['peak_gib']:.1f} GiB, on {runs.hardware()}")
 
 
 def _escaped(text: str) -> str:
