@@ -126,6 +126,19 @@ def curves(axes: Axes, tables: Sequence[pd.DataFrame], x: str, y: str, color: tu
     axes.xaxis.set_major_locator(MaxNLocator(integer=pd.api.types.is_integer_dtype(values.index)))
 
 
+def sensitivity(axes: Axes, swept: pd.DataFrame) -> None:
+    """Both scores over the values of one setting, as `ablation.sweep` gives them, with 95% intervals."""
+    for score, color, name in (("miou", BLUE, "mIoU"), ("map50", ORANGE, "mAP50")):
+        rows = swept[swept["score"] == score].reset_index(drop=True)
+        middle, low, high = (100 * rows[column] for column in ("mean", "low", "high"))
+        axes.errorbar(rows.index, middle, (middle - low, high - middle), fmt="o-", color=color, capsize=3, label=name)
+        own = rows.index[rows["default"]]
+        axes.plot(own, middle[own], "*", color=color, markersize=14, label=f"{name}, the profile's value")
+    axes.set_xticks(range(len(rows)), rows["value"].replace("None", "all"), fontsize=8)
+    axes.set(title=swept["key"].iloc[0], ylim=(0, None))
+    axes.margins(x=0.12)
+
+
 def legend_above(figure: Figure, axes: Axes, columns: int = 5) -> None:
     """One legend for all panels, above them, where it hides no data; entries are those of `axes`. Call it last."""
     figure.tight_layout()

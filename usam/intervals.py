@@ -7,6 +7,7 @@ import numpy as np
 from scipy import stats
 
 from usam.evaluation import Scores
+from usam.metrics import Reliability
 
 RESAMPLES, CONFIDENCE = 1000, 0.95
 
@@ -55,6 +56,16 @@ def difference(runs: Sequence[Scores], others: Sequence[Scores], score: str, sam
         return _of_runs(runs, score, weights[0]) - _of_runs(others, score, weights[-1])  # (S, B)
 
     return bootstrap(values, max(len(runs), len(others)), *sizes)
+
+
+def calibration(runs: Sequence[Reliability], others: Sequence[Reliability] = ()) -> Interval:
+    """Mean over the seeds of the expected calibration error of `runs`, minus that of `others` if there are any."""
+
+    def values(weights: np.ndarray) -> np.ndarray:
+        errors = np.stack([run.error(weights) for run in runs])  # (S, B)
+        return errors - np.stack([other.error(weights) for other in others]) if others else errors
+
+    return bootstrap(values, len(runs), len(runs[0].count))
 
 
 def images_of(runs: Sequence[Scores]) -> int:
