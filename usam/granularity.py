@@ -6,11 +6,12 @@ from dataclasses import replace
 import numpy as np
 
 from usam import inference
+from usam.classes import SUPERCLASSES
 from usam.datasets import VOID, Dataset, Example
 from usam.errors import UserError
 from usam.evaluation import Annotate
 from usam.head import MaskClassifier
-from usam.profiles import InferenceConfig
+from usam.profiles import InferenceConfig, Profile
 
 
 class Grouped:
@@ -51,6 +52,19 @@ class Grouped:
         ours = [(one, self._labels[one.label]) for one in example.instances]
         instances = [replace(one, label=label) for one, label in ours if label is not None]
         return replace(example, semantic=self._values[example.semantic], instances=instances)
+
+
+def regrouped(profile: Profile, class_names: Sequence[str]) -> Profile:
+    """The profile that asks for the paper's five superclasses on VOC, with images that are generated for these names.
+
+    Args:
+        profile: with VOC and a synthetic source.
+        class_names: the classes that its VOC has; of others nothing is asked.
+    """
+    groups = {name: [m for m in members if m in class_names] for name, members in SUPERCLASSES.items()}
+    voc = profile.datasets["voc"].model_copy(update={"groups": {k: v for k, v in groups.items() if v}})
+    sources = {"synthetic": profile.sources["synthetic"]}
+    return profile.model_copy(update={"datasets": {"voc": voc}, "sources": sources})
 
 
 def by_sums(

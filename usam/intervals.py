@@ -68,6 +68,23 @@ def calibration(runs: Sequence[Reliability], others: Sequence[Reliability] = ())
     return bootstrap(values, len(runs), len(runs[0].count))
 
 
+def share(runs: Sequence[np.ndarray], others: Sequence[np.ndarray] = ()) -> Interval:
+    """Mean over the seeds of a share, minus that of `others` if there are any; `others` may be one for all seeds.
+
+    Args:
+        runs, others: (N, 2) counts of each image: of what the share is, and of all.
+    """
+
+    def of(sides: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
+        counts = np.stack([weights @ side for side in sides])  # (S, B, 2)
+        return counts[..., 0] / np.maximum(counts[..., 1], 1)
+
+    def values(weights: np.ndarray) -> np.ndarray:
+        return of(runs, weights) - (of(others, weights) if others else 0)
+
+    return bootstrap(values, len(runs), len(runs[0]))
+
+
 def images_of(runs: Sequence[Scores]) -> int:
     """Number of images that were scored."""
     return len(runs[0].confusion)

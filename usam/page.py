@@ -51,7 +51,7 @@ def build(profile: Profile) -> Path:
         tables=[named[name] for name in TABLES if name in named],
         others=[table for table in tables if table["name"] not in {"claims", *TABLES}],
         figures=[_figure(p) for p in (folder / "figures" / f"{name}.png" for name in FIGURES) if p.exists()],
-        cost=_cost(folder / "notebooks.csv"),
+        cost=_cost(profile),
         notebooks=[_notebook(p, exporter) for p in notebooks],
         code_style=_code_style(),
     )
@@ -189,22 +189,17 @@ def _tidy(html: str) -> str:
 def _facts(profile: Profile) -> dict[str, str]:
     """What the whole page is of: from notebooks.csv, else from the rows of runs.csv that have the last row's commit."""
     file = paths.results(profile.name) / "notebooks.csv"
-    rows = _costs(file) if file.exists() else report.read_runs(profile).query("commit == commit.iloc[-1]")
+    rows = report.read_costs(profile) if file.exists() else report.read_runs(profile).query("commit == commit.iloc[-1]")
     facts = {"World": profile.world, "Profile": profile.name, "Seeds": ", ".join(map(str, profile.seeds))}
     facts |= {name.capitalize(): " / ".join(rows[name].unique()) for name in ("commit", "hardware", "versions")}
     return facts | {"When": " to ".join(dict.fromkeys([rows["when"].min(), rows["when"].max()])).replace("T", " ")}
 
 
-def _costs(file: Path) -> pd.DataFrame:
-    text = dict.fromkeys(("notebook", "commit", "hardware", "versions", "when"), str)  # a commit may look like a number
-    return runs.read_csv(file, dtype=text, usecols=[*text, "seconds", "peak_gib"])
-
-
-def _cost(file: Path) -> str:
+def _cost(profile: Profile) -> str:
     """A row a notebook and their total, as HTML; nothing where the file is missing."""
-    if not file.exists():
+    if not (paths.results(profile.name) / "notebooks.csv").exists():
         return ""
-    rows = _costs(file)
+    rows = report.read_costs(profile)
     total = {"notebook": "total", "seconds": rows["seconds"].sum(), "peak_gib": rows["peak_gib"].max()}
     different = [name for name in ("commit", "hardware", "versions") if rows[name].nunique() > 1]
     shown = pd.concat([rows, pd.DataFrame([total])])[["notebook", "seconds", "peak_gib", "when", *different]]

@@ -61,20 +61,20 @@ def read_runs(profile: Profile) -> pd.DataFrame:
     return runs.read_csv(file, dtype={"commit": str, "seed": "Int64"})  # a commit may look like a number
 
 
-def current_runs(profile: Profile) -> pd.DataFrame:
+def current_runs(profile: Profile, notebook: str = "04_evaluate") -> pd.DataFrame:
     """The rows of runs.csv that belong to the profile, code and weights as they are now, and to the profile's seeds.
 
     Rows of other settings or code stay in the file, but not in a table that says "this profile".
 
     Raises:
-        UserError: there is none.
+        UserError: there is none; the message names `notebook`, which makes them.
     """
     rows = read_runs(profile)
     if len(rows):
         same = rows.get("state", "") == scoring.state(profile)
         rows = rows[same & (rows["seed"].isna() | rows["seed"].isin(profile.seeds))].reset_index(drop=True)
     if rows.empty:
-        raise UserError(f"{runs_file(profile)} has no run of this profile: run notebook 04_evaluate first")
+        raise UserError(f"{runs_file(profile)} has no run of this profile: run notebook {notebook} first")
     return rows
 
 
@@ -172,16 +172,38 @@ def write_table(profile: Profile, name: str, table: pd.DataFrame, caption: str) 
     return folder / f"{name}.md"
 
 
+def read_table(profile: Profile, name: str, notebook: str) -> pd.DataFrame:
+    """A table that another notebook has written, every cell as it stands.
+
+    Raises:
+        UserError: it is not there; the message names `notebook`.
+    """
+    file = paths.results(profile.name) / "tables" / f"{name}.csv"
+    if not file.exists():
+        raise UserError(f"{file} is missing: run notebook {notebook} first")
+    return runs.read_csv(file, dtype=str, keep_default_na=False)
+
+
+def read_costs(profile: Profile) -> pd.DataFrame:
+    """What each notebook has cost so far, one row each: notebook, seconds, peak_gib, and where and with what it ran.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
+    text = dict.fromkeys(("notebook", "commit", "hardware", "versions", "when"), str)  # a commit may look like a number
+    return runs.read_csv(paths.results(profile.name) / "notebooks.csv", dtype=text)
+
+
 def notebook_cost(profile: Profile, notebook: str, start: float) -> None:
     """Say what a notebook has cost since `start` (of `time.perf_counter`), and keep it in notebooks.csv."""
     file = paths.results(profile.name) / "notebooks.csv"
     row = {"notebook": notebook, "seconds": time.perf_counter() - start, "peak_gib": runs.peak_memory()}
     with runs.alone(file):
-        text = dict.fromkeys(("commit",), str)  # a commit may look like a number
-        old = runs.read_csv(file, dtype=text) if file.exists() else pd.DataFrame(columns=["notebook"])
         new = pd.DataFrame([row | runs.provenance()]).round(2)
-        rows = pd.concat([old[old["notebook"] != notebook], new] if len(old) else [new]).sort_values("notebook")
-        runs.write_atomically(file, rows.to_csv(index=False))
+        if file.exists():
+            old = read_costs(profile)
+            new = pd.concat([old[old["notebook"] != notebook], new]).sort_values("notebook")
+        runs.write_atomically(file, new.to_csv(index=False))
     print(f"{row['seconds']:.0f} s, peak memory {row['peak_gib']:.1f} GiB, on {runs.hardware()}")
 
 

@@ -1,6 +1,6 @@
 """What pictures, data sets and embeddings hold, as tables and numbers, before anything is learnt from them."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -11,7 +11,11 @@ from tqdm import tqdm
 from usam import sam
 from usam.datasets import Dataset, Example
 from usam.evaluation import truth_masks
+from usam.head import MaskClassifier
+from usam.inference import label_masks, probabilities
+from usam.profiles import InferenceConfig
 from usam.sam import MaskEmbeddings
+from usam.store import EmbeddingStore
 
 KINDS = ("whole", "part", "mixed", "background")
 
@@ -75,6 +79,24 @@ def mask_kinds(example: Example, embeddings: MaskEmbeddings) -> np.ndarray:
     iou = (overlap / np.maximum(area[:, None] + truth.sum(1) - overlap, 1)).max(1)
     on_one, on_any = (share / np.maximum(area, 1) for share in (overlap.max(1), overlap.sum(1)))
     return np.select([iou >= 0.5, on_one >= 0.8, on_any > 0.2], KINDS[:3], KINDS[3])
+
+
+def wholes(
+    dataset: Dataset, store: EmbeddingStore, heads: Sequence[MaskClassifier], config: InferenceConfig
+) -> list[np.ndarray]:
+    """How many masks cover a whole object, image by image: of all masks of SAM, and of those that each head keeps.
+
+    Returns:
+        First for SAM, then for each of `heads`, (N, 2) int: masks that are "whole" (see `mask_kinds`), and masks.
+    """
+    rows: list[list] = [[] for _ in range(1 + len(heads))]
+    for i in tqdm(range(len(dataset)), desc="whole objects", unit="image", leave=False):
+        found = store[i]
+        whole = mask_kinds(dataset[i], found) == "whole"
+        kept = [label_masks(probabilities(head, found.tokens), found, config).index for head in heads]
+        for row, index in zip(rows, [np.arange(len(whole)), *kept], strict=True):
+            row.append((whole[index].sum(), len(index)))
+    return [np.array(row) for row in rows]
 
 
 def neighbour_agreement(tokens: np.ndarray, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
