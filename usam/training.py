@@ -100,7 +100,7 @@ def train(
     order = runs.seed_everything(seed)
     labels = bags.labels.to(device)
     model = MaskClassifier(labels.shape[1], *statistics(bags.tokens), head.widths).to(device)
-    optimizer = torch.optim.Adam(model.parameters(), lr=head.learning_rate)
+    optimizer = torch.optim.Adam(model.parameters(), lr=head.learning_rate, fused=True)
     inputs = _inputs(model, bags.tokens, getattr(torch, head.precision))
     bad = _bad_masks(teacher, bags, head, distillation) if teacher is not None else None
     history = []
