@@ -6,7 +6,7 @@ from scipy import stats
 
 from usam import intervals
 from usam.evaluation import Scores
-from usam.metrics import Matches
+from usam.metrics import Matches, Reliability
 
 
 def split(rights: np.ndarray, pixels: int = 100) -> Scores:
@@ -69,6 +69,22 @@ def test_one_without_seeds_stands_against_all_of_the_other():
     runs, fixed = [split(rng.integers(50, 101, 30)) for _ in range(3)], [split(rng.integers(0, 50, 30))]
     found = intervals.difference(fixed, runs, "miou")
     assert found.value == pytest.approx(fixed[0].miou - np.mean([r.miou for r in runs])) and found.high < 0
+
+
+def test_a_share_is_of_sums_and_one_side_may_stand_against_all_seeds():
+    counts = np.array([[1, 2], [3, 4], [0, 0], [5, 6]])
+    found = intervals.share([counts, counts])
+    assert found.value == pytest.approx(9 / 12) and 0.5 <= found.low < 0.75 < found.high <= 5 / 6 + 1e-9
+    less = intervals.share([counts, counts], [counts * [1, 2]])
+    assert less.value == pytest.approx(9 / 12 - 9 / 24) and less.low > 0
+
+
+def test_calibration_of_seeds_and_its_difference():
+    right = Reliability.of([(np.full(10, 0.7), np.arange(10) < 7) for _ in range(5)])
+    wrong = Reliability.of([(np.full(10, 0.7), np.arange(10) < 0) for _ in range(5)])
+    assert intervals.calibration([right, wrong]).value == pytest.approx(0.35)
+    better = intervals.calibration([wrong, wrong], [right, right])
+    assert (better.value, better.low, better.high) == pytest.approx((0.7, 0.7, 0.7))
 
 
 def test_one_image_has_no_interval():

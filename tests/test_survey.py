@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 
 from usam import profiles, report, sam, survey
 from usam.datasets import Example, Instance
+from usam.head import MaskClassifier
+from usam.profiles import InferenceConfig
 from usam.sam import MaskEmbeddings
 
 
@@ -110,3 +113,16 @@ def test_each_setting_is_explained():
     assert table.loc["datasets.coco.classes", "value"] == "–"
     assert table.loc["head.widths", "value"] == "512, 256, 128"
     assert table["meaning"].str.len().min() > 5
+
+
+def test_wholes_among_all_masks_and_among_those_that_are_kept():
+    thing = box(0, 6, 0, 6)
+    one = example((0, thing, False))
+    masks = embeddings(thing, box(0, 3, 0, 3), box(7, 10, 7, 10))  # whole, part, background
+    masks.tokens[:, 0, 0] = (9, 9, 0)  # the head is sure of the first two
+    head = MaskClassifier(2, torch.zeros(1024), torch.ones(1024), (2, 2, 2)).eval().requires_grad_(False)
+    for layer in head.layers[::2]:
+        layer.weight.data = torch.eye(2, layer.in_features)
+        layer.bias.data.zero_()
+    every, kept = survey.wholes(OneExample([one]), [masks], [head], InferenceConfig())
+    assert every.tolist() == [[1, 3]] and kept.tolist() == [[1, 2]]

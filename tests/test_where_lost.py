@@ -6,7 +6,7 @@ import torch
 
 from usam import sam
 from usam.datasets import Example, Instance
-from usam.evaluation import where_lost
+from usam.evaluation import reliability, where_lost
 from usam.head import MaskClassifier
 from usam.inference import mask_iou
 from usam.profiles import InferenceConfig
@@ -90,6 +90,16 @@ def test_each_head_has_its_own_shares():
     dog_lover.layers[-1].bias.data[1] = 99
     one, other = where_lost(Pictures([cat]), [found([(9.0, 0.0)] * 4)], [head(), dog_lover], InferenceConfig())
     assert (one["tokens"], other["tokens"]) == (1, 0) and one["masks"] == other["masks"] == 1
+
+
+def test_reliability_of_heads_by_hand():
+    semantic = quarter(0, 0) * 1 + quarter(0, 1) * 2 + quarter(1, 0) * 255  # cat, dog, void, background
+    one, sure = scene(semantic, []), (9.0, 0.0)
+    [all_masks] = reliability(Pictures([one]), [found([sure, sure, sure, (0.0, 0.0)])], [head()])
+    [on_objects] = reliability(Pictures([one]), [found([sure] * 4)], [head()], background=False)
+    assert all_masks.count.sum() == 3 and all_masks.right.sum() == 1  # the cat is right; void is not asked
+    assert all_masks.score.sum() == pytest.approx(2 * 0.99988 + 0.5, abs=1e-4)  # background, half cat half dog
+    assert on_objects.count[0, -1] == 2 and on_objects.error(np.ones((1, 1)))[0] == pytest.approx(0.5, abs=1e-3)
 
 
 def test_iou_between_two_sets_is_a_block_of_the_whole():

@@ -191,7 +191,8 @@ def read_costs(profile: Profile) -> pd.DataFrame:
         UserError: the file is missing or damaged.
     """
     text = dict.fromkeys(("notebook", "commit", "hardware", "versions", "when"), str)  # a commit may look like a number
-    return runs.read_csv(paths.results(profile.name) / "notebooks.csv", dtype=text)
+    file = paths.results(profile.name) / "notebooks.csv"
+    return runs.read_csv(file, dtype=text, usecols=[*text, "seconds", "peak_gib"])
 
 
 def notebook_cost(profile: Profile, notebook: str, start: float) -> None:
