@@ -53,35 +53,63 @@ def test_every_parameter_is_read(notebook):
     assert assigned <= read
 
 
+PAPER_TABLES = ("table_1", "table_2", "table_3_voc", "table_3_coco", "table_4_voc", "table_4_coco")
+
+
 def test_all_run_and_leave_tables_figures_and_rows(smoke):
     assert [p.name for p in sorted((smoke / "notebooks").iterdir())] == [p.name for p in NOTEBOOKS]
-    tables = {"table_1", "table_2", "table_3_voc", "table_3_coco", "ceilings", "clip_views", "granularity"}
-    assert {f"{name}.{ending}" for name in tables for ending in ("csv", "md")} <= {
+    tables = {*PAPER_TABLES, "ceilings", "claims", "clip_views", "gains", "calibration", "sweeps", "granularity"}
+    assert {f"{name}.{ending}" for name in tables for ending in ("csv", "md", "tex")} <= {
         p.name for p in (smoke / "tables").iterdir()
     }
-    for figure in ("figure_3.png", "figure_4.png"):
-        assert (smoke / "figures" / figure).stat().st_size > 10_000
+    for figure in range(1, 5):
+        for ending in ("png", "pdf"):
+            assert (smoke / "figures" / f"figure_{figure}.{ending}").stat().st_size > 10_000
+    assert pd.read_csv(smoke / "notebooks.csv")["notebook"].tolist() == [p.stem for p in NOTEBOOKS]
 
 
 def test_rows_say_how_to_repeat_them(smoke):
     rows = pd.read_csv(smoke / "runs.csv")
     wanted = ["commit", "profile", "dataset", "source", "method", "state", "parameters", "versions", "hardware"]
-    assert rows[[*wanted, "seconds", "peak_gib", "miou", "map50"]].notna().all(axis=None)
+    assert rows[wanted].notna().all(axis=None)
+    numbers = rows[["miou", "ece", "whole", "tokens"]]
+    assert (numbers.notna().sum(1) == 1).all()  # scores, or what a table shows beside scores
+    scored = rows[rows["miou"].notna()]
+    assert scored[["seconds", "peak_gib", "map50"]].notna().all(axis=None)
+    assert scored["miou"].between(0, 1).all() and scored["map50"].between(0, 1).all()
     untrained = {"our masks + true labels", *(view.method for view in VIEWS)}
-    assert set(rows.loc[rows["seed"].isna(), "method"]) == untrained  # nothing trained, no seed
-    assert rows["miou"].between(0, 1).all() and rows["map50"].between(0, 1).all()
+    assert set(scored.loc[scored["seed"].isna(), "method"]) == untrained  # nothing trained, no seed
     assert {"U-SAM", "MIL only", "shuffled labels"} <= set(rows["method"])
     same = rows[(rows["dataset"] == "voc") & (rows["split"] == "test") & (rows["source"] == "web")]
     assert sorted(same.loc[same["method"] == "U-SAM", "seed"]) == [0, 1]
 
 
-def test_a_table_s_number_is_found_in_the_rows(smoke):
-    """Table 1's mIoU of U-SAM on synthetic images is the mean of its rows in runs.csv, to the printed digit."""
-    rows = pd.read_csv(smoke / "runs.csv").query("dataset == 'voc' and split == 'test' and source == 'synthetic'")
-    expected = 100 * rows.loc[rows["method"] == "U-SAM", "miou"].mean()
-    table = pd.read_csv(smoke / "tables" / "table_1.csv")
-    printed = table.loc[(table["method"] == "U-SAM") & (table["training images"] == "synthetic"), "mIoU here"].item()
-    assert printed.split(" ± ")[0] == f"{expected:.2f}"
+@pytest.mark.parametrize("name", PAPER_TABLES)
+def test_every_number_of_a_table_is_found_in_the_rows(smoke, name):
+    """Each mean and deviation of the paper's tables is that of its rows in runs.csv, to the printed digit."""
+    which = "coco" if name in ("table_2", "table_3_coco", "table_4_coco") else "voc"
+    rows = pd.read_csv(smoke / "runs.csv")
+    rows = rows[(rows["dataset"] == which) & rows["split"].isin(["test", "val2017"])]
+    table = pd.read_csv(smoke / "tables" / f"{name}.csv", dtype=str)
+    here = table[table["seeds"] != "0"]
+    assert len(here) >= 2
+    for line in here.to_dict("records"):
+        same = rows[(rows["method"] == line["method"]) & (rows["source"] == line["training images"])]
+        assert len(same) == int(line["seeds"]) and same["commit"].nunique() == 1
+        for column, printed in (("miou", line["mIoU here"]), ("map50", line["mAP50 here"])):
+            values = 100 * same[column]
+            spread = f" ± {values.std():.2f}" if len(values) > 1 else ""
+            assert printed == f"{values.mean():.2f}{spread}"
+
+
+def test_steps_wholes_and_calibration_are_found_in_the_rows(smoke):
+    rows = pd.read_csv(smoke / "runs.csv")
+    table = pd.read_csv(smoke / "tables" / "calibration.csv", dtype=str)
+    for line in table.to_dict("records"):
+        method = f"calibration of {line['head']}, {line['masks']} masks"
+        same = rows[(rows["dataset"] == line["data set"]) & (rows["source"] == line["training images"])]
+        same = same[same["method"] == method]
+        assert line["ECE"] == f"{100 * same['ece'].mean():.2f} ± {100 * same['ece'].std():.2f}"
 
 
 def test_no_path_of_this_machine_and_no_warning_in_executed_notebooks(smoke):
