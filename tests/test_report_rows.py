@@ -1,10 +1,13 @@
 """Which rows of runs.csv a table of the profile may use."""
 
+import time
+
 import pandas as pd
 import pytest
 
 from usam import profiles, report, runs, scoring
 from usam.errors import UserError
+from usam.intervals import Interval
 
 
 @pytest.fixture
@@ -94,3 +97,59 @@ def test_differences_bear_their_sign():
     values = pd.Series([0.10, 0.12])
     assert report.mean_sd(values) == "11.00 ± 1.41" and report.mean_sd(values, "+") == "+11.00 ± 1.41"
     assert report.mean_sd(-values[:1], "+") == "-10.00" and report.mean_sd(values[:0], "+") == "not run"
+
+
+def test_beside_the_paper_stand_mean_deviation_and_interval(monkeypatch):
+    run = pd.DataFrame(
+        [("U-SAM", "web", 0, 0.40, 0.6), ("U-SAM", "web", 1, 0.44, 0.6)],
+        columns=["method", "source", "seed", "miou", "map50"],
+    )
+    asked = []
+
+    def mean(scores: list, score: str) -> Interval:
+        asked.append((scores, score))
+        return Interval(0.42, 0.4, 0.5)
+
+    monkeypatch.setattr(report.intervals, "mean", mean)
+    rows = [("Leopart", "web", 6.79, None), ("U-SAM", "web", 22.42, 45.59)]
+    table = report.beside_paper(rows, run, {("U-SAM", "web"): ["kept"]})
+    assert table.to_numpy().tolist() == [
+        ["Leopart", "web", "6.79", "not run", "–", "–", "not run", "–", 0],
+        ["U-SAM", "web", "22.42", "42.00 ± 2.83", "[40.00, 50.00]", "45.59", "60.00 ± 0.00", "[40.00, 50.00]", 2],
+    ]
+    assert asked == [(["kept"], "miou"), (["kept"], "map50")]
+
+
+@pytest.mark.parametrize(
+    "low, high, said",
+    [(0.01, 0.2, "holds here"), (-0.2, -0.01, "does not hold here"), (-0.1, 0.1, "cannot tell"),
+     (0.0, 0.1, "cannot tell"), (float("nan"), float("nan"), "cannot tell")],
+)  # fmt: skip
+def test_reading_of_an_effect(low, high, said):
+    assert report.reading(Interval(0.05, low, high)) == said
+
+
+def test_a_table_in_three_formats(smoke):
+    table = pd.DataFrame({"a_b": ["1.00 ± 0.50", "–"], "95%": ["[0.50, 1.50]", "not run"]})
+    file = report.write_table(smoke, "t", table, "50% of it")
+    assert pd.read_csv(file.with_suffix(".csv"), dtype=str).equals(table)
+    latex = file.with_suffix(".tex").read_text()
+    assert r"a\_b & 95\% \\" in latex and r"1.00 ± 0.50 & [0.50, 1.50] \\" in latex and r"50\% of it" in latex
+    assert report.read_table(smoke, "t", "08_tables").equals(table)
+    with pytest.raises(UserError, match=r"u\.csv is missing: run notebook 08_tables first"):
+        report.read_table(smoke, "u", "08_tables")
+
+
+def test_scores_that_are_gone_name_the_notebooks(smoke, tmp_path, monkeypatch):
+    monkeypatch.setenv("USAM_DATA", str(tmp_path / "data"))
+    record(smoke, seed=0, miou=0.5)
+    with pytest.raises(UserError, match=r"scores of U-SAM, voc, are no longer .*04_evaluate and 05_sam_clip"):
+        report.kept_scores(smoke, report.current_runs(smoke))
+
+
+def test_cost_of_a_notebook_replaces_the_one_before(smoke, capsys):
+    for notebook in ("02_b", "01_a", "02_b"):
+        report.notebook_cost(smoke, notebook, time.perf_counter() - 5)
+    costs = report.read_costs(smoke)
+    assert costs["notebook"].tolist() == ["01_a", "02_b"] and (costs["seconds"].round() == 5).all()
+    assert capsys.readouterr().out.startswith("5 s, peak memory ")
