@@ -7,7 +7,6 @@ from itertools import chain
 from typing import BinaryIO
 
 import numpy as np
-from tqdm import tqdm
 
 from usam import runs, sam
 from usam.datasets import VOID, Dataset, Example
@@ -85,9 +84,7 @@ def evaluate(dataset: Dataset, store: EmbeddingStore, annotate: Annotate, label:
             [(example.image_id, *row) for row in rows],
         )
 
-    with runs.workers(runs.cores()) as each:
-        images = tqdm(each(one, range(len(dataset))), label, len(dataset), leave=False, unit="image")
-        confusion, truth, detections = zip(*images, strict=True)
+    confusion, truth, detections = zip(*runs.over_images(one, len(dataset), label), strict=True)
     return Scores(np.stack(confusion), match(truth, list(chain(*detections)), classes))
 
 
@@ -152,13 +149,16 @@ def where_lost(
         threshold: of these right ones, those whose score reaches the threshold.
         background: of the grid points on background, those whose mask stays below the threshold, as it should.
     """
-    counts = np.zeros((len(heads), 4, 2), int)  # steps as above: kept, asked
-    for i in tqdm(range(len(dataset)), desc="where it is lost", unit="image", leave=False):
+
+    def one(i: int) -> np.ndarray:
         example, found = dataset[i], store[i]
         *_, iou = _overlap(example, found)  # (d, n)
         covered = iou.max(0) >= 0.5  # (n,)
-        for n, head in enumerate(heads):
-            counts[n] += [(covered.sum(), len(covered)), *_points_kept(example, found, head, config)]
+        masks = (covered.sum(), len(covered))
+        return np.array([[masks, *_points_kept(example, found, head, config)] for head in heads])
+
+    # (heads, 4 steps as above, 2): kept, asked
+    counts = sum(runs.over_images(one, len(dataset), "where it is lost"), np.zeros((len(heads), 4, 2), int))
     shares = np.where(counts[..., 1] > 0, counts[..., 0] / np.maximum(counts[..., 1], 1), np.nan)
     return [dict(zip(("masks", "tokens", "threshold", "background"), row, strict=True)) for row in shares.tolist()]
 
@@ -175,15 +175,16 @@ def reliability(
         heads: to be asked.
         background: False leaves out the points on background, too.
     """
-    found: list[list] = [[] for _ in heads]
-    for i in tqdm(range(len(dataset)), desc="reliability", unit="image", leave=False):
+
+    def one(i: int) -> list[tuple[np.ndarray, np.ndarray]]:
         truth, embeddings = dataset[i].semantic, store[i]
         under = _under_points(truth, embeddings)
         asked = (under != VOID) & (background | (under != 0))
-        for answers, head in zip(found, heads, strict=True):
-            probability = probabilities(head, embeddings.tokens)[asked]
-            answers.append((probability.max(1), probability.argmax(1) + 1 == under[asked]))
-    return [Reliability.of(answers) for answers in found]
+        said = [probabilities(head, embeddings.tokens)[asked] for head in heads]
+        return [(p.max(1), p.argmax(1) + 1 == under[asked]) for p in said]
+
+    answers = zip(*runs.over_images(one, len(dataset), "reliability"), strict=True)
+    return [Reliability.of(of_head) for of_head in answers]
 
 
 def _under_points(semantic: np.ndarray, embeddings: MaskEmbeddings) -> np.ndarray:

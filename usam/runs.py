@@ -25,6 +25,7 @@ import pandas as pd
 import psutil
 import torch
 from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from usam import paths
 from usam.errors import UserError
@@ -62,6 +63,12 @@ def workers(at_once: int) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
             yield pool.map
     finally:
         torch.set_num_threads(before)
+
+
+def over_images(function: Callable[[int], Any], count: int, label: str) -> Iterator[Any]:
+    """`function` of 0 to `count` - 1 in this order, on all cores, with a progress bar."""
+    with workers(cores()) as each:
+        yield from tqdm(each(function, range(count)), label, count, leave=False, unit="image")
 
 
 def cores() -> int:

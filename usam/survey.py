@@ -8,7 +8,7 @@ import pandas as pd
 from pycocotools import mask as rle_codec
 from tqdm import tqdm
 
-from usam import sam
+from usam import runs, sam
 from usam.datasets import Dataset, Example
 from usam.evaluation import truth_masks
 from usam.head import MaskClassifier
@@ -89,14 +89,14 @@ def wholes(
     Returns:
         First for SAM, then for each of `heads`, (N, 2) int: masks that are "whole" (see `mask_kinds`), and masks.
     """
-    rows: list[list] = [[] for _ in range(1 + len(heads))]
-    for i in tqdm(range(len(dataset)), desc="whole objects", unit="image", leave=False):
+
+    def one(i: int) -> list[tuple[int, int]]:
         found = store[i]
         whole = mask_kinds(dataset[i], found) == "whole"
         kept = [label_masks(probabilities(head, found.tokens), found, config).index for head in heads]
-        for row, index in zip(rows, [np.arange(len(whole)), *kept], strict=True):
-            row.append((whole[index].sum(), len(index)))
-    return [np.array(row) for row in rows]
+        return [(whole[index].sum(), len(index)) for index in (np.arange(len(whole)), *kept)]
+
+    return list(np.array(list(runs.over_images(one, len(dataset), "whole objects"))).swapaxes(0, 1))
 
 
 def neighbour_agreement(tokens: np.ndarray, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
