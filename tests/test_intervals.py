@@ -87,6 +87,7 @@ def test_a_share_is_of_sums_and_one_side_may_stand_against_all_seeds():
     assert found.value == pytest.approx(9 / 12) and 0.6 < found.low < 0.75 < found.high <= 1
     less = intervals.share([counts, counts], [counts * [1, 2]])
     assert less.value == pytest.approx(9 / 12 - 9 / 24) and less.low > 0
+    assert np.isnan(intervals.share([counts * 0], [counts])).all()  # of nothing there is no share
 
 
 def test_calibration_of_seeds_and_its_difference():

@@ -72,6 +72,8 @@ def calibration(runs: Sequence[Reliability], others: Sequence[Reliability] = ())
 def share(runs: Sequence[np.ndarray], others: Sequence[np.ndarray] = ()) -> Interval:
     """Mean over the seeds of a share, minus that of `others` if there are any; `others` may be one for all seeds.
 
+    NaN if one of them has nothing that it could be a share of.
+
     Args:
         runs, others: (N, 2) counts of each image: of what the share is, and of all.
     """
@@ -83,6 +85,8 @@ def share(runs: Sequence[np.ndarray], others: Sequence[np.ndarray] = ()) -> Inte
     def values(weights: np.ndarray) -> np.ndarray:
         return of(runs, weights) - (of(others, weights) if others else 0)
 
+    if not all(side[:, 1].any() for side in (*runs, *others)):
+        return Interval(np.nan, np.nan, np.nan)
     return bootstrap(values, len(runs), len(runs[0]))
 
 
