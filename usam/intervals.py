@@ -38,7 +38,7 @@ def mean(runs: Sequence[Scores], score: str) -> Interval:
         score: which one.
     """
     found = bootstrap(lambda weights: _of_runs(runs, score, weights), len(runs), images_of(runs))
-    return Interval(found.value, *np.clip(found[1:], 0, 1).tolist())
+    return _within(found)
 
 
 def difference(runs: Sequence[Scores], others: Sequence[Scores], score: str, same_images: bool = True) -> Interval:
@@ -66,7 +66,13 @@ def calibration(runs: Sequence[Reliability], others: Sequence[Reliability] = ())
         errors = np.stack([run.error(weights) for run in runs])  # (S, B)
         return errors - np.stack([other.error(weights) for other in others]) if others else errors
 
-    return bootstrap(values, len(runs), len(runs[0].count))
+    found = bootstrap(values, len(runs), len(runs[0].count))
+    return found if others else _within(found)
+
+
+def _within(found: Interval) -> Interval:
+    """No score is below 0 or above 1."""
+    return Interval(found.value, *np.clip(found[1:], 0, 1).tolist())
 
 
 def share(runs: Sequence[np.ndarray], others: Sequence[np.ndarray] = ()) -> Interval:

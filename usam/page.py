@@ -26,7 +26,7 @@ TABLES = ("table_1", "table_2", "table_3_voc", "table_3_coco", "table_4_voc", "t
 FIGURES = ("figure_1", "figure_2", "figure_3", "figure_4")
 # Of an output that comes in several kinds, the first of these is shown: no scripts, no widgets.
 OUTPUTS = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
-NUMBER = re.compile(r"[-+]?[\d,]+(\.\d+)?( ± [\d.]+)?|–|not run")
+NUMBER = re.compile(r"[-+]?[\d,]+(\.\d+)?( ± [\d.]+)?|\[[-\d.]+, [-\d.]+\]|–|not run|undefined")
 MATH = LatexToMathML(macros={"substack": r"\begin{subarray}{c}#1\end{subarray}"}, fancy_error=False)
 
 
