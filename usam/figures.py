@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython import get_ipython
 from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -193,7 +194,8 @@ def save(figure: Figure, profile: Profile, name: str, caption: str, pdf: bool = 
     if pdf:
         runs.write_atomically(file.with_suffix(".pdf"), _drawn(figure, format="pdf", metadata={"CreationDate": None}))
     plt.close(figure)
-    display({"image/png": picture}, raw=True, metadata={"image/png": {"alt": caption}})
+    if get_ipython() is not None:  # else there is nobody who could look
+        display({"image/png": picture}, raw=True, metadata={"image/png": {"alt": caption}})
 
 
 def _drawn(figure: Figure, **options: object) -> bytes:
