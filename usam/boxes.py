@@ -19,10 +19,10 @@ from usam.head import MaskClassifier
 Area = tuple[float, float, float, float]  # left, bottom, width, height in inches
 Edge = tuple[tuple | str, str, float]  # colour, line style, line width: what kind of part it is, without colour, too
 
-WIDTH, MARGIN, FONT = 13.0, 0.15, 7.5  # inches, inches, points
+WIDTH, MARGIN, FONT = 13.0, 0.15, 8.0  # inches, inches, points
 FROZEN, TRAINED, RULE = (figures.BLUE, "-", 1.2), (figures.ORANGE, "--", 2.0), (figures.GREEN, ":", 1.5)
 PLAIN = ("0.35", "-", 0.8)
-KINDS = ((FROZEN, "frozen: made by others"), (TRAINED, "trained here"), (RULE, "a rule: nothing to learn"))
+KINDS = ((FROZEN, "frozen: nothing changes it"), (TRAINED, "trained here"), (RULE, "a rule: nothing to learn"))
 
 
 def columns(*widths: float) -> list[tuple[float, float]]:
@@ -50,26 +50,51 @@ def axes(figure: Figure, area: Area, title: str = "", below: bool = False) -> Ax
 def picture(figure: Figure, area: Area, title: str, image: np.ndarray, below: bool = False) -> Axes:
     """An image, (H, W, 3)."""
     new = axes(figure, area, title, below)
-    figures.show(new, image)
+    show(new, image)
     return new
 
 
-def heat(figure: Figure, area: Area, title: str, values: Tensor | np.ndarray) -> Axes:
-    """Numbers (m, ...) as m rows, with their shape; the lowest and highest hundredth share a colour: outliers hide
-    nothing."""
-    new, values = axes(figure, area, f"{title}\n{shape(values)}"), np.asarray(values).reshape(len(values), -1)
+def show(part: Axes, image: np.ndarray) -> None:
+    """As `figures.show`, and an image that has more pixels than there is room for is averaged, not thinned out."""
+    figures.show(part, image)
+    _smooth(part)
+
+
+def labelled(
+    figure: Figure, area: Area, title: str, image: np.ndarray, semantic: np.ndarray, names: Sequence[str]
+) -> Axes:
+    """An image with its labelled masks, as `figures.annotate` draws them."""
+    new = axes(figure, area, title)
+    figures.annotate(new, image, semantic, names)
+    _smooth(new)
+    return new
+
+
+def heat(
+    figure: Figure, area: Area, title: str, values: Tensor | np.ndarray, shown: Tensor | np.ndarray | None = None
+) -> Axes:
+    """Numbers (m, ...) as m rows, all or those (m, ...) that are `shown`; the lowest and highest hundredth share a
+    colour: outliers hide nothing."""
+    new, values = axes(figure, area, title), np.asarray(values).reshape(len(values), -1)
     low, high = np.quantile(values, (0.01, 0.99))
-    new.imshow(values, aspect="auto", cmap="cividis", vmin=low, vmax=high, interpolation="auto")
+    cells = values if shown is None else np.ma.array(values, mask=~np.asarray(shown))
+    new.imshow(cells, aspect="auto", cmap="cividis", vmin=low, vmax=high)
     return new
 
 
-def box(figure: Figure, area: Area, text: str, edge: Edge, title: str = "") -> Axes:
-    """Text in a frame."""
-    new, (color, style, width) = axes(figure, area, title), edge
-    new.set_facecolor("white" if edge is PLAIN else (*color, 0.12))
-    new.spines[:].set(visible=True, color=color, linestyle=style, linewidth=width)
-    new.text(0.5, 0.5, text, fontsize=FONT, ha="center", va="center", transform=new.transAxes, linespacing=1.35)
+def box(figure: Figure, area: Area, text: str, edge: Edge, title: str = "", size: float = FONT) -> Axes:
+    """Text of this size in a frame."""
+    new = axes(figure, area, title)
+    new.set_facecolor("white" if edge is PLAIN else (*edge[0], 0.12))
+    frame(new, edge)
+    new.text(0.5, 0.5, text, fontsize=size, ha="center", va="center", transform=new.transAxes, linespacing=1.35)
     return new
+
+
+def frame(part: Axes, edge: Edge) -> None:
+    """Mark what is drawn in `part` as of this kind."""
+    color, style, width = edge
+    part.spines[:].set(visible=True, color=color, linestyle=style, linewidth=width)
 
 
 def network(figure: Figure, area: Area, title: str, model: MaskClassifier, edge: Edge) -> Axes:
@@ -128,12 +153,19 @@ def legend(figure: Figure) -> None:
 
 def listed(names: Sequence[str], width: int, lines: int) -> str:
     """Names in up to `lines` lines of `width` letters; "... and n more" stands for those that have no room."""
-    for shown in range(len(names), 0, -1):
-        rest = len(names) - shown
-        text = textwrap.wrap(", ".join(names[:shown]) + (f", ... and {rest} more" if rest else ""), width)
+    whole = [cut(name, width - 1) for name in names]
+    for shown in range(len(whole), 0, -1):
+        rest = len(whole) - shown
+        parts = [*whole[:shown], *([f"... and {rest} more"] if rest else [])]
+        text = textwrap.wrap(", ".join(part.replace(" ", "\N{NO-BREAK SPACE}") for part in parts), width)
         if len(text) <= lines:
             break
     return "\n".join(text)
+
+
+def cut(name: str, width: int) -> str:
+    """A name of up to `width` letters."""
+    return name if len(name) <= width else f"{name[: width - 1]}…"
 
 
 def shape(values: Tensor | np.ndarray) -> str:
@@ -148,6 +180,12 @@ def principal(features: Tensor) -> np.ndarray:
     parts = (flat @ torch.linalg.svd(flat, full_matrices=False).Vh[:3].T).numpy()
     low, high = np.quantile(parts, (0.02, 0.98), axis=0)
     return ((parts - low) / np.maximum(high - low, 1e-9)).clip(0, 1).reshape(*features.shape[1:], 3)
+
+
+def _smooth(part: Axes) -> None:
+    drawn = part.images[0]
+    if drawn.get_size()[0] > part.get_window_extent().height:
+        drawn.set_interpolation("antialiased")
 
 
 def _place(part: Axes):
