@@ -142,7 +142,7 @@ def _sam_part(figure: Figure, low: float, profile: Profile, source: str, bag: _B
     text = f"training image $x_i$\n“{boxes.cut(bag.label, 16)}”"
     image = boxes.picture(figure, (b[0], low, b[1], LANE), text, bag.image, True)
     grid = boxes.picture(figure, (b[0], top, b[1], LANE), f"grid of points\n$d$ = {len(bag.points)}", bag.image)
-    grid.scatter(*bag.points.T, s=_dot(bag), color="white", edgecolor="black", linewidth=0.4)
+    _points(grid, bag.points, bag, color="white", edgecolor="black", linewidth=0.4)
     prompt = boxes.box(figure, (c[0], top, c[1], LANE), "SAM's\nprompt\nencoder\n\n(frozen)", FROZEN)
     encoder = boxes.box(figure, (c[0], low, c[1], LANE), "SAM's\nimage\nencoder\n\n(frozen)", FROZEN)
     prompts = boxes.heat(figure, (d[0], top, d[1], LANE), f"prompts\n{shape(bag.prompts)}", bag.prompts)
@@ -196,8 +196,8 @@ def _distillation(figure: Figure, low: float, profile: Profile, bag: _Bag) -> No
     rows = bag.bad.nonzero()[:, 0].tolist()
     drawn = figures.sam_masks(bag.image, bag.found, np.array([figures.PURPLE] * len(rows)), rows)
     bad = boxes.picture(figure, e, f"bad masks $B_i$ (×)\n{len(rows)} of {len(bag.bad)}", drawn)
-    bad.scatter(*bag.points[bag.bad.numpy()].T, s=_dot(bag), color="black", marker="x", linewidth=0.9)
-    bad.scatter(*bag.points[~bag.bad.numpy()].T, s=_dot(bag), color="white", edgecolor="black", linewidth=0.4)
+    _points(bad, bag.points[bag.bad.numpy()], bag, color="black", marker="x", linewidth=0.9)
+    _points(bad, bag.points[~bag.bad.numpy()], bag, color="white", edgecolor="black", linewidth=0.4)
     uncertain, mil = "\\mathcal{L}_{uncertainty}", "\\mathcal{L}_{MIL}"
     value, over = float(head.uncertainty_loss(bag.student[None], bag.bad[None], u.reduction)), "Σ_j"
     over = over if u.reduction == "sum" else f"(1/C)\\ {over}"
@@ -242,9 +242,11 @@ def _nameless(image: np.ndarray, found: MaskEmbeddings) -> tuple[str, np.ndarray
     return f"{count} masks\nwithout names", figures.sam_masks(image, found, np.random.default_rng(0).random((count, 3)))
 
 
-def _dot(bag: _Bag) -> float:
-    """Size of a marker of which all d have room on the image."""
-    return 700 / len(bag.points)
+def _points(part: Axes, points: np.ndarray, bag: _Bag, **look: str | float) -> None:
+    """Some of the bag's points on its picture, so small that all d have room there."""
+    part.apply_aspect()  # a strip is narrower than its place
+    pitch = min(part.bbox.size) * 72 / part.figure.dpi / math.sqrt(len(bag.points))  # typographic points
+    part.scatter(*points.T, s=min(0.4 * pitch, 5) ** 2, **look)
 
 
 def _training_sheet(figure: Figure, area: boxes.Area, profile: Profile, names: list[str], source: str) -> Axes:
@@ -253,8 +255,8 @@ def _training_sheet(figure: Figure, area: boxes.Area, profile: Profile, names: l
     table = made.table[made.table["class"].isin(names)].groupby("class")["file"].agg(["size", "first"])
     there = [name for name in names if name in table.index]  # a crawl can come back with nothing for a class
     shown = [there[j] for j in np.linspace(0, len(there) - 1, min(12, len(there))).round().astype(int)]
-    how = "drawn by a text-to-image model" if profile.sources[source].generate else "found on the web"
-    text = f"{table['size'].sum()} training images {how}, one of each of {len(shown)} classes:"
+    how = "from a text-to-image model" if profile.sources[source].generate else "from the web"
+    text = f"{table['size'].sum()} training images {how}, one each of {len(shown)} classes:"
     around = boxes.axes(figure, area, f"{text}\nno image is labelled by hand, no test image is used")
     around.axis("off")
     across = math.ceil(math.sqrt(len(shown)))
