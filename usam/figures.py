@@ -136,7 +136,7 @@ def sensitivity(axes: Axes, swept: pd.DataFrame) -> None:
         own = rows.index[rows["default"]]
         axes.plot(own, middle[own], "*", color=color, markersize=14, label=f"{name}, the profile's value")
     axes.set_xticks(range(len(rows)), rows["value"].replace("None", "all"), fontsize=8)
-    axes.set(title=swept["key"].iloc[0], ylim=(0, None))
+    axes.set(title=swept["key"].iloc[0])
     axes.margins(x=0.12)
 
 
