@@ -8,7 +8,7 @@ from usam import ablation, paths, sam, scoring
 
 def test_a_sweep_scores_each_value_with_all_seeds(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("USAM_RESULTS", str(tmp_path / "results"))
-    table = ablation.sweep(tiny, "voc", "web", "val", "inference.nms_iou", [0.3, 0.5])
+    table = ablation.sweep(tiny, "voc", "web", "val", "inference.nms_iou", [0.5, 0.3, 0.3])
     assert table[["value", "default", "score"]].to_numpy().tolist() == [
         ["0.3", False, "miou"], ["0.3", False, "map50"], ["0.5", True, "miou"], ["0.5", True, "map50"],
     ]  # fmt: skip
@@ -18,6 +18,23 @@ def test_a_sweep_scores_each_value_with_all_seeds(tiny, tmp_path, monkeypatch):
     assert table.loc[2, "mean"] == pytest.approx(sum(own) / 2)
 
 
+@pytest.mark.parametrize(
+    "key, values, order, own",
+    [
+        ("head.a", [50, 2], ["2", "10", "50"], "10"),
+        ("grid", [8, 5], ["5", "8", "all"], "all"),
+        ("head.widths", [(512, 256, 128), (64, 32, 16)], ["64 · 32 · 16", "512 · 256 · 128"], "512 · 256 · 128"),
+        ("distillation.reduction", ["mean"], ["mean", "sum"], "sum"),
+        ("inference.nms_per_class", [True, False], ["False", "True"], "False"),
+    ],
+)
+def test_the_profile_s_own_value_is_among_them_once(tiny, monkeypatch, key, values, order, own):
+    monkeypatch.setattr(ablation, "_score", lambda _profile, changed, *_rest: changed)
+    monkeypatch.setattr(ablation.intervals, "mean", lambda *_: (0.5, 0.4, 0.6))
+    table = ablation.sweep(tiny, "voc", "web", "val", key, values).query("score == 'miou'")
+    assert table["value"].tolist() == order and table.loc[table["default"], "value"].tolist() == [own]
+
+
 def test_another_mask_of_sam_keeps_the_head(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("USAM_RESULTS", str(tmp_path / "results"))
     ablation.sweep(tiny, "voc", "web", "val", "sam.mask_choice", ["best"])
@@ -25,8 +42,17 @@ def test_another_mask_of_sam_keeps_the_head(tiny, tmp_path, monkeypatch):
     taken = []
     monkeypatch.setattr(sam.Extractor, "__call__", counted(sam.Extractor.__call__, taken))
     table = ablation.sweep(tiny, "voc", "web", "val", "sam.mask_choice", ["single"])
-    assert not table["default"].any() and sorted(paths.data().glob("smoke/heads/*")) == heads
+    assert (
+        table["default"].tolist() == [False, False, True, True] and sorted(paths.data().glob("smoke/heads/*")) == heads
+    )
     assert len(taken) == 1  # the one validation image, and no training image
+
+
+def test_another_grid_of_sam_trains_another_head(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("USAM_RESULTS", str(tmp_path / "results"))
+    ablation.sweep(tiny, "voc", "web", "val", "sam.points_per_side", [10, 3])
+    students = {p.parent.name for p in paths.data().glob("smoke/heads/*student*/head.safetensors")}
+    assert len(students) == 4  # two seeds, two grids
 
 
 def counted(function, calls: list):

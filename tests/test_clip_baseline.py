@@ -141,7 +141,9 @@ def test_two_masks_by_hand():
     found = known.probabilities(IMAGE, masks)
     first, second = math.e**8 / (math.e**8 + math.e**2 + 1), math.e**4 / (math.e**4 + 2 * math.e**3)
     assert found[0, 0] == pytest.approx(first, abs=1e-6) and found[1, 1] == pytest.approx(second, abs=1e-6)
-    embeddings = MaskEmbeddings(np.zeros((2, 4, 256)), sam.encode(masks), np.ones(2), (6, 10), (6.0, 10.0))
+    embeddings = MaskEmbeddings(
+        np.zeros((2, 4, 256)), sam.encode(masks), np.ones(2), (6, 10), (6.0, 10.0), np.zeros((2, 2))
+    )
     example = SimpleNamespace(image=IMAGE)
     sure = by_clip(known, InferenceConfig(score_threshold=0.7))(example, embeddings)
     assert sure.labels.tolist() == [0] and sure.scores.tolist() == pytest.approx([first])

@@ -80,7 +80,7 @@ def embeddings(*masks: np.ndarray) -> MaskEmbeddings:
     """Masks of an image of 16 x 24 pixels at half its size."""
     d = len(masks)
     tokens, iou = np.zeros((d, 4, 256), np.float16), np.ones(d, np.float32)
-    return MaskEmbeddings(tokens, sam.encode(np.stack(masks)), iou, (16, 24), (8.0, 12.0))
+    return MaskEmbeddings(tokens, sam.encode(np.stack(masks)), iou, (16, 24), (8.0, 12.0), np.zeros((len(masks), 2)))
 
 
 def chances(*rows: tuple[float, float, float]) -> np.ndarray:

@@ -55,12 +55,6 @@ def test_damaged_runs_file_is_one_line(smoke):
             action()
 
 
-def test_difference_pairs_seeds():
-    one = pd.DataFrame({"seed": [0, 1, 2], "miou": [0.3, 0.5, 0.9]})
-    other = pd.DataFrame({"seed": [1, 0], "miou": [0.1, 0.2]})
-    assert report.difference(one, other, "miou").to_dict() == pytest.approx({0: 0.1, 1: 0.4})
-
-
 def test_first_seed_can_be_chosen():
     assert profiles.load("mini").seeds == (0, 1, 2)
     assert profiles.load("mini", seed=7).seeds == (7, 0, 1)
@@ -93,10 +87,10 @@ def test_require_names_the_first_row_that_is_missing(smoke):
         report.require(run, smoke, "U-SAM", "04_evaluate")
 
 
-def test_differences_bear_their_sign():
+def test_mean_and_deviation_in_words():
     values = pd.Series([0.10, 0.12])
-    assert report.mean_sd(values) == "11.00 ± 1.41" and report.mean_sd(values, "+") == "+11.00 ± 1.41"
-    assert report.mean_sd(-values[:1], "+") == "-10.00" and report.mean_sd(values[:0], "+") == "not run"
+    assert report.mean_sd(values) == "11.00 ± 1.41"
+    assert report.mean_sd(-values[:1]) == "-10.00" and report.mean_sd(values[:0]) == "not run"
 
 
 def test_beside_the_paper_stand_mean_deviation_and_interval(monkeypatch):
@@ -140,10 +134,24 @@ def test_a_table_in_three_formats(smoke):
         report.read_table(smoke, "u", "08_tables")
 
 
+def test_a_table_of_other_settings_or_seeds_is_not_taken(smoke):
+    report.write_table(smoke, "t", pd.DataFrame({"a": ["1"]}), "some")
+    report.read_table(smoke, "t", "06_ablation")
+    for other in smoke.changed("head.a", 3), profiles.load("smoke", seed=5):
+        with pytest.raises(UserError, match=r"t\.csv is of other settings, seeds or code: run notebook 06_ablation"):
+            report.read_table(other, "t", "06_ablation")
+
+
+def test_an_effect_in_cells():
+    assert report.effect_cells(Interval(0.05, 0.01, 0.09)) == ("+5.00", "[1.00, 9.00]", "holds here")
+    assert report.effect_cells(None) == ("not run", "–", "cannot tell")
+    assert report.effect_cells(Interval(*[float("nan")] * 3)) == ("undefined", "–", "cannot tell")
+
+
 def test_scores_that_are_gone_name_the_notebooks(smoke, tmp_path, monkeypatch):
     monkeypatch.setenv("USAM_DATA", str(tmp_path / "data"))
     record(smoke, seed=0, miou=0.5)
-    with pytest.raises(UserError, match=r"scores of U-SAM, voc, are no longer .*04_evaluate and 05_sam_clip"):
+    with pytest.raises(UserError, match=r"scores of U-SAM, voc, are not in .*04_evaluate and 05_sam_clip"):
         report.kept_scores(smoke, report.current_runs(smoke))
 
 

@@ -1,7 +1,10 @@
 """Scoring: what is computed once, what is computed again, and what stands in runs.csv."""
 
+import shutil
+
 import pandas as pd
 import pytest
+from PIL import Image
 
 from usam import evaluation, paths, runs, scoring, stages
 from usam.errors import UserError
@@ -32,6 +35,26 @@ def test_other_settings_seeds_and_splits_have_scores_of_their_own(tiny, results)
     for profile, seed, split in (tiny, 0, None), (tiny, 1, None), (tiny, 0, "val"), (stricter, 0, None):
         scoring.score(profile, "voc", "web", seed, split=split)
     assert len(pd.read_csv(results)) == len(list(paths.data().glob("smoke/scores/*.npz"))) == 4
+
+
+def test_a_changed_annotation_of_a_real_set_is_scored_again(tiny, results):
+    stages.dataset(tiny, "voc")
+    root = paths.data() / "smoke" / "VOC2012"
+    (root / stages.STAMP).unlink()
+    shutil.move(root, paths.data() / "real")
+    voc = tiny.datasets["voc"].model_copy(update={"maker": None, "root": "real"})
+    real = tiny.model_copy(update={"datasets": {"voc": voc}})
+    first = scoring.score(real, "voc", "web", 0)
+    one = min((paths.data() / "real" / "SegmentationClass").glob("test*.png"))
+    picture = Image.open(one)
+    blank = picture.point(lambda _value: 0)
+    blank.putpalette(picture.getpalette())
+    blank.save(one)
+    objects = paths.data() / "real" / "SegmentationObject" / one.name
+    blank.save(objects)
+    again = scoring.score(real, "voc", "web", 0)
+    assert again.confusion[:, 1:].sum() < first.confusion[:, 1:].sum()  # what was an object is background now
+    assert len(pd.read_csv(results)) == 1
 
 
 def test_a_damaged_score_is_computed_again(tiny, results):

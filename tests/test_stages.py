@@ -116,7 +116,7 @@ def test_a_coarser_grid_and_fewer_images_use_what_is_stored(tiny, monkeypatch):
     monkeypatch.setattr(stages.sam, "Extractor", None)  # nothing is extracted from here on
     coarse = tiny.changed("grid", 2)
     some, rows = stages.embeddings(coarse, "voc"), [22, 27, 72, 77]  # of 10 x 10, nearest to (2.5, 7.5) each way
-    assert (some[0].tokens == test[0].tokens[rows]).all() and (some[1].iou == test[1].iou[rows]).all()
+    assert (some[0].tokens == test[0].tokens[rows]).all() and (some[1].points == test[1].points[rows]).all()
     assert some[1].masks == [test[1].masks[j] for j in rows] and some.tokens.shape[1] == 4
     for other in (coarse, tiny.changed("head.images_per_class", 1)):
         head = stages.heads(other, "voc", "web", 0).student

@@ -13,17 +13,18 @@ import pytest
 
 from usam import paths, store
 from usam.errors import UserError
-from usam.sam import MaskEmbeddings, decode, encode
+from usam.sam import MaskEmbeddings, decode, encode, point_grid
 from usam.store import SHARD, EmbeddingStore, build
 
 COUNT = 130  # two full shards of 64 and one of 2
 
 
 def embedding(k: int) -> MaskEmbeddings:
-    """What the make-believe SAM says about image k: three masks, everything depends on k."""
+    """What the make-believe SAM says about image k: a grid of 2 x 2 masks, everything depends on k."""
     rng = np.random.default_rng(k)
-    tokens, masks = rng.normal(0, 1, (3, 4, 256)).astype(np.float16), rng.random((3, 6, 8)) < 0.4
-    return MaskEmbeddings(tokens, encode(masks), rng.random(3).astype(np.float32), (12 + k, 16), (6.0, 8 - k / 256))
+    tokens, masks = rng.normal(0, 1, (4, 4, 256)).astype(np.float16), rng.random((4, 6, 8)) < 0.4
+    size, iou = (12 + k, 16), rng.random(4).astype(np.float32)
+    return MaskEmbeddings(tokens, encode(masks), iou, size, (6.0, 8 - k / 256), point_grid(size, 2))
 
 
 class Counting:
@@ -54,6 +55,7 @@ def assert_holds(found: EmbeddingStore, numbers: list[int]) -> None:
         wanted = embedding(k)
         np.testing.assert_array_equal(got.tokens, wanted.tokens)
         np.testing.assert_array_equal(got.iou, wanted.iou)
+        np.testing.assert_array_equal(got.points, wanted.points)
         np.testing.assert_array_equal(decode(got.masks), decode(wanted.masks))
         assert got.masks == wanted.masks
         assert (got.image_size, got.extent) == (wanted.image_size, wanted.extent)
@@ -66,8 +68,8 @@ def test_build_then_open_again(tmp_path):
     for found in (built, EmbeddingStore(tmp_path / "s")):
         assert found.ids == IDS
         assert_holds(found, list(range(COUNT)))
-        assert found.tokens.shape == (COUNT, 3, 1024) and found.tokens.dtype == np.float16
-        np.testing.assert_array_equal(found.tokens[70], embedding(70).tokens.reshape(3, 1024))
+        assert found.tokens.shape == (COUNT, 4, 1024) and found.tokens.dtype == np.float16
+        np.testing.assert_array_equal(found.tokens[70], embedding(70).tokens.reshape(4, 1024))
         np.testing.assert_array_equal(found[-1].tokens, embedding(COUNT - 1).tokens)
         with pytest.raises(IndexError):
             found[COUNT]

@@ -40,7 +40,9 @@ def example(*instances: tuple[int, np.ndarray, bool]) -> Example:
 
 def embeddings(*masks: np.ndarray) -> MaskEmbeddings:
     rles = sam.encode(np.stack(masks))
-    return MaskEmbeddings(np.zeros((len(masks), 4, 256), np.float16), rles, np.ones(len(masks)), (10, 10), (10.0, 10.0))
+    count = len(masks)
+    tokens, points = np.zeros((count, 4, 256), np.float16), np.zeros((count, 2), np.float32)
+    return MaskEmbeddings(tokens, rles, np.ones(count), (10, 10), (10.0, 10.0), points)
 
 
 def test_objects_are_counted_with_their_share_of_the_picture():

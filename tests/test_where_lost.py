@@ -13,6 +13,7 @@ from usam.profiles import InferenceConfig
 from usam.sam import MaskEmbeddings
 
 SIDE, DIM = 8, 4  # an image of 8 x 8 pixels; its 2 x 2 grid points lie at pixels 2 and 6
+GRID = sam.point_grid((SIDE, SIDE), 2)
 
 
 def head() -> MaskClassifier:
@@ -44,7 +45,7 @@ def found(logits: list[tuple[float, float]]) -> MaskEmbeddings:
     tokens = np.zeros((4, 2, DIM // 2), np.float16)
     tokens[:, 0] = logits
     masks = np.stack([quarter(r, c) for r in (0, 1) for c in (0, 1)])
-    return MaskEmbeddings(tokens, sam.encode(masks), np.ones(4, np.float32), (SIDE, SIDE), (SIDE, SIDE))
+    return MaskEmbeddings(tokens, sam.encode(masks), np.ones(4, np.float32), (SIDE, SIDE), (SIDE, SIDE), GRID)
 
 
 def test_each_share_by_hand():

@@ -21,24 +21,43 @@ def sweep(profile: Profile, which: str, source: str, split: str, key: str, value
         which, source: data set, and images that the head learns from.
         split: of the data set: the validation split, if choices are to be made.
         key: "head.a" for instance.
-        values: for it.
+        values: for it; the profile's own is added if it is not among them.
 
     Returns:
-        One row a value and score: key, value, default (is it the profile's?), score ("miou", "map50"), mean, low,
-        high (95% interval), in [0, 1].
+        One row a value and score, numbers from small to large: key, value ("all" for None), default (is it the
+        profile's?), score ("miou", "map50"), mean, low, high (95% interval), in [0, 1].
     """
     rows = []
-    for value in values:
-        changed = profile.changed(key, value)
+    for changed, value in _in_order(profile, key, values):
         runs = [_score(profile, changed, which, source, seed, split) for seed in profile.seeds]
         for score in ("miou", "map50"):
             rows.append((key, _words(value), changed == profile, score, *intervals.mean(runs, score)))
     return pd.DataFrame(rows, columns=["key", "value", "default", "score", "mean", "low", "high"])
 
 
+def _in_order(profile: Profile, key: str, values: Sequence[Any]) -> list[tuple[Profile, Any]]:
+    """The profile with each value at `key`, each once, its own among them; beside them the values."""
+    own: Any = profile.model_dump(mode="json")
+    for word in key.split("."):
+        own = own[word]
+    each: dict[str, tuple[Profile, Any]] = {}
+    for value in (*values, own):
+        changed = profile.changed(key, value)
+        each.setdefault(changed.model_dump_json(), (changed, value))
+    if isinstance(own, str):
+        return list(each.values())
+    return sorted(each.values(), key=lambda one: _rank(one[1]))
+
+
+def _rank(value: Any) -> tuple:
+    """Numbers, or several, from small to large; None, which stands for all, is the largest."""
+    return (value is None, *(value if isinstance(value, (list, tuple)) else (value or 0,)))
+
+
 def _score(profile: Profile, changed: Profile, which: str, source: str, seed: int, split: str) -> Scores:
-    """A run of `changed`. Where only SAM's masks are others, the head stays: its tokens do not depend on the choice."""
-    if changed.sam == profile.sam:
+    """A run of `changed`. Where SAM keeps other masks and that is all, the head stays: tokens do not depend on it."""
+    same_masks = changed.sam.model_copy(update={"mask_choice": profile.sam.mask_choice})
+    if changed.sam == profile.sam or same_masks != profile.sam:
         return scoring.score(changed, which, source, seed, split=split)
     student = stages.heads(profile, which, source, seed).student
     return scoring.recorded(
@@ -47,4 +66,8 @@ def _score(profile: Profile, changed: Profile, which: str, source: str, seed: in
 
 
 def _words(value: Any) -> str:
-    return " · ".join(map(str, value)) if isinstance(value, (list, tuple)) else f"{value}"
+    if value is None:
+        return "all"
+    if isinstance(value, (list, tuple)):
+        return " · ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)

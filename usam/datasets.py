@@ -64,6 +64,7 @@ class Dataset(Protocol):
         category_ids: C official ids, in the same order.
         image_ids: in the order of the examples.
         files: of the pictures, in the same order.
+        truth_files: all others that the examples are read from.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Dataset(Protocol):
     category_ids: tuple[int, ...]
     image_ids: list[Any]
     files: list[Path]
+    truth_files: list[Path]
 
     def __len__(self) -> int: ...
 
@@ -118,7 +120,8 @@ class VocDataset(_Pictures):
         self.name = f"voc_{split}"
         self._class_maps = [root / "SegmentationClass" / f"{name}.png" for name in names]
         self._object_maps = [root / "SegmentationObject" / f"{name}.png" for name in names]
-        _require(self.files + self._class_maps + self._object_maps, f"the VOC split '{split}'")
+        self.truth_files = self._class_maps + self._object_maps
+        _require(self.files + self.truth_files, f"the VOC split '{split}'")
 
     def __getitem__(self, i: int) -> Example:
         """Read picture, class map and object map of example `i`."""
@@ -163,6 +166,7 @@ class CocoDataset(_Pictures):
         self, annotations_json: str | Path, image_dir: str | Path, class_names: Sequence[str] | None = None
     ) -> None:
         self.path = Path(annotations_json)
+        self.truth_files = [self.path]
         content = _read_coco(self.path)
         _check_references(content, self.path)
         ids = {c["name"]: c["id"] for c in sorted(content["categories"], key=lambda c: c["id"])}

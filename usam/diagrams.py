@@ -108,8 +108,8 @@ def _bag(profile: Profile, which: str, source: str, seed: int) -> _Bag:
     labels = torch.tensor([[float(name == label) for name in names]])
     limit = profile.distillation.entropy_threshold * math.log(len(names))
     bad = head.bad_masks(teacher[None].cpu(), labels, limit)[0]
-    points, outputs = sam.point_grid(image.shape[:2], side)[used], (tokens.cpu(), teacher.cpu(), student.cpu())
-    return _Bag(names, label, image, points, found, features, prompts[used], heads, *outputs, labels, bad)
+    outputs = (tokens.cpu(), teacher.cpu(), student.cpu())
+    return _Bag(names, label, image, found.points, found, features, prompts[used], heads, *outputs, labels, bad)
 
 
 def _decoder_inputs(profile: Profile, image: np.ndarray) -> tuple[Tensor, Tensor]:

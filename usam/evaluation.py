@@ -1,6 +1,5 @@
 """Scores of a run on a data set (paper 4), and oracles that show where the rest is lost."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
@@ -189,7 +188,7 @@ def reliability(
 
 def _under_points(semantic: np.ndarray, embeddings: MaskEmbeddings) -> np.ndarray:
     """The value of the true semantic map under each mask's grid point, (d,)."""
-    x, y = sam.point_grid(embeddings.image_size, math.isqrt(len(embeddings.iou))).astype(int).T
+    x, y = embeddings.points.astype(int).T
     return semantic[y, x]
 
 

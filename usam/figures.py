@@ -135,7 +135,7 @@ def sensitivity(axes: Axes, swept: pd.DataFrame) -> None:
         axes.errorbar(rows.index, middle, (middle - low, high - middle), fmt="o-", color=color, capsize=3, label=name)
         own = rows.index[rows["default"]]
         axes.plot(own, middle[own], "*", color=color, markersize=14, label=f"{name}, the profile's value")
-    axes.set_xticks(range(len(rows)), rows["value"].replace("None", "all"), fontsize=8)
+    axes.set_xticks(range(len(rows)), rows["value"], fontsize=8)
     axes.set(title=swept["key"].iloc[0])
     axes.margins(x=0.12)
 
@@ -205,7 +205,7 @@ def _drawn(figure: Figure, **options: object) -> bytes:
 
 
 def _palette_png(picture: bytes, about: str) -> bytes:
-    """The same picture in 256 colours of its own, a third of the size: executed notebooks are kept, and downloaded."""
+    """The same picture in 256 colours of its own, about a quarter of the size: executed notebooks are downloaded."""
     text, content = PngImagePlugin.PngInfo(), io.BytesIO()
     text.add_itxt("Description", about)
     Image.open(io.BytesIO(picture)).convert("RGB").quantize(256).save(content, "PNG", optimize=True, pnginfo=text)

@@ -36,7 +36,8 @@ class Grouped:
         self.name = f"{dataset.name}_grouped"
         self.class_names = tuple(groups)
         self.category_ids = tuple(range(1, len(groups) + 1))
-        self.image_ids, self.files, self.image = dataset.image_ids, dataset.files, dataset.image
+        self.image_ids, self.image = dataset.image_ids, dataset.image
+        self.files, self.truth_files = dataset.files, dataset.truth_files
         label_of = {name: label for label, group in enumerate(groups.values()) for name in group}
         self._labels = [label_of.get(name) for name in dataset.class_names]  # old label -> new label or None
         self._values = np.zeros(256, np.uint8)  # old value of a semantic map -> new value

@@ -1,4 +1,4 @@
-"""How sure a score is: 95% intervals by bootstrap over the images and over the seeds of the heads."""
+"""How sure a score is: 95% intervals for other images (bootstrap) and other seeds of the heads (Student's t)."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -13,15 +13,11 @@ RESAMPLES, CONFIDENCE = 1000, 0.95
 
 
 class Interval(NamedTuple):
-    """A value and where it would lie if other images and seeds had been drawn, with a confidence of 95%."""
+    """A value, and between which ends it lies for images and seeds in general, with a confidence of 95%."""
 
     value: float
     low: float
     high: float
-
-    def __str__(self) -> str:
-        """Shares in percent: "12.34 [10.00, 14.50]"."""
-        return f"{100 * self.value:.2f} {self.brackets()}"
 
     def brackets(self) -> str:
         """The ends alone, in percent; a dash if they are not known."""
@@ -37,14 +33,13 @@ def mean(runs: Sequence[Scores], score: str) -> Interval:
         runs: the same method on the same images, one a seed.
         score: which one.
     """
-    found = bootstrap(lambda weights: _of_runs(runs, score, weights), len(runs), images_of(runs))
-    return _within(found)
+    return _within(of_mean(lambda weights: _of_runs(runs, score, weights), images_of(runs)))
 
 
 def difference(runs: Sequence[Scores], others: Sequence[Scores], score: str, same_images: bool = True) -> Interval:
     """Mean over the seeds of `score` of `runs` minus that of `others`.
 
-    Pairs stay together: both sides have the same images drawn, and the same seeds where both have several.
+    Pairs stay together: the difference is taken seed by seed, and both sides have the same images drawn.
 
     Args:
         runs, others: as in `mean`, with the same seeds; or one of them has none, and stands against all of the other's.
@@ -56,7 +51,7 @@ def difference(runs: Sequence[Scores], others: Sequence[Scores], score: str, sam
     def values(*weights: np.ndarray) -> np.ndarray:
         return _of_runs(runs, score, weights[0]) - _of_runs(others, score, weights[-1])  # (S, B)
 
-    return bootstrap(values, max(len(runs), len(others)), *sizes)
+    return of_mean(values, *sizes)
 
 
 def calibration(runs: Sequence[Reliability], others: Sequence[Reliability] = ()) -> Interval:
@@ -66,7 +61,7 @@ def calibration(runs: Sequence[Reliability], others: Sequence[Reliability] = ())
         errors = np.stack([run.error(weights) for run in runs])  # (S, B)
         return errors - np.stack([other.error(weights) for other in others]) if others else errors
 
-    found = bootstrap(values, len(runs), len(runs[0].count))
+    found = of_mean(values, len(runs[0].count))
     return found if others else _within(found)
 
 
@@ -93,7 +88,8 @@ def share(runs: Sequence[np.ndarray], others: Sequence[np.ndarray] = ()) -> Inte
 
     if not all(side[:, 1].any() for side in (*runs, *others)):
         return Interval(np.nan, np.nan, np.nan)
-    return bootstrap(values, len(runs), len(runs[0]))
+    found = of_mean(values, len(runs[0]))
+    return found if others else _within(found)
 
 
 def images_of(runs: Sequence[Scores]) -> int:
@@ -105,36 +101,40 @@ def _of_runs(runs: Sequence[Scores], score: str, weights: np.ndarray) -> np.ndar
     return np.stack([run.resampled(score, weights) for run in runs])
 
 
-def bootstrap(values: Callable[..., np.ndarray], seeds: int, *images: int) -> Interval:
-    """Interval of a mean over seeds when images and seeds are drawn again, each with replacement.
+def of_mean(values: Callable[..., np.ndarray], *images: int) -> Interval:
+    """Interval of a mean over seeds, for other images and other seeds: x ± t (e² + s² / S)^(1/2).
 
-    The interval is the "basic" one, 2 x - q: among images that are drawn twice mIoU and mAP50 are a little higher than
-    on the split itself (a rare class drops out, or is found twice), and by as much the ends would be too high.
+    e is the standard error of the mean when images are drawn again with replacement (bootstrap), s the standard
+    deviation over the S seeds on the images as they are, t Student's with the degrees of freedom of Welch and
+    Satterthwaite. (To draw three seeds again as well would be simpler, and far too sure: without an influence of the
+    images such an interval holds the truth in 67 of 100 cases. This one did in 92 to 95 of 100 worlds that were made
+    with three seeds, 25 images and several strengths of either.) A method without seeds has S = 1 and s = 0.
 
     Args:
         values: (B, N) numbers of times that each image is there, one array for each of `images` -> (S, B) values, one
             a seed.
-        seeds: S. One seed is not drawn again.
         images: N of each set of images.
     """
-
-    def statistic(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
-        flat = [np.atleast_2d(indices) for indices in drawn]
-        weights = [_counts(indices, count) for indices, count in zip(flat, images, strict=False)]
-        found = values(*weights)  # (S, B)
-        if seeds > 1:
-            found = np.take_along_axis(found, flat[-1].T, 0)
-        return found.mean(0).reshape(drawn[0].shape[:-1])
-
-    data = [np.arange(count) for count in images] + [np.arange(seeds)] * (seeds > 1)
-    whole = float(statistic(*data))
+    each = values(*(np.ones((1, count)) for count in images))[:, 0]  # (S,)
+    whole, seeds = float(each.mean()), len(each)
     if min(images) < 2:
         return Interval(whole, np.nan, np.nan)
+
+    def statistic(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
+        weights = (_counts(np.atleast_2d(indices), count) for indices, count in zip(drawn, images, strict=True))
+        return values(*weights).mean(0).reshape(drawn[0].shape[:-1])
+
     found = stats.bootstrap(
-        data, statistic, n_resamples=RESAMPLES, confidence_level=CONFIDENCE, method="basic",
+        [np.arange(count) for count in images], statistic, n_resamples=RESAMPLES, method="basic",
         vectorized=True, batch=100, rng=np.random.default_rng(0),
     )  # fmt: skip
-    return Interval(whole, *map(float, found.confidence_interval))
+    parts = np.array([found.standard_error**2, each.var(ddof=1) / seeds if seeds > 1 else 0.0])
+    freedom = np.array([min(images) - 1, max(seeds - 1, 1)])
+    half = 0.0
+    if parts.any():
+        degrees = parts.sum() ** 2 / (parts**2 / freedom).sum()
+        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees) * np.sqrt(parts.sum()))
+    return Interval(whole, whole - half, whole + half)
 
 
 def _counts(indices: np.ndarray, count: int) -> np.ndarray:

@@ -6,7 +6,6 @@ import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 from pydantic import BaseModel
@@ -113,20 +112,19 @@ def reading(effect: Interval) -> str:
     return "does not hold here" if effect.high < 0 else "cannot tell"
 
 
-def difference(one: pd.DataFrame, other: pd.DataFrame, score: str) -> pd.Series:
-    """`score` of the rows `one` minus that of `other` with the same seed: one share a seed that both have."""
-    return (one.set_index("seed")[score] - other.set_index("seed")[score]).dropna()
+def effect_cells(effect: Interval | None) -> tuple[str, str, str]:
+    """An effect in percentage points, its interval, and what it says; None was not run, NaN is not defined."""
+    if effect is None or pd.isna(effect.value):
+        return "not run" if effect is None else "undefined", "–", "cannot tell"
+    return f"{100 * effect.value:+.2f}", effect.brackets(), reading(effect)
 
 
-def mean_sd(values: pd.Series, sign: Literal["", "+"] = "") -> str:
-    """Shares as "mean ± standard deviation" in percent; one value stands alone, none is "not run".
-
-    `sign` "+" is for differences: a plus stands before what is not negative.
-    """
+def mean_sd(values: pd.Series) -> str:
+    """Shares as "mean ± standard deviation" in percent; one value stands alone, none is "not run"."""
     values = values.dropna() * 100
     if values.empty:
         return "not run"
-    return f"{values.mean():{sign}.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
+    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
 
 
 def score_table(run: pd.DataFrame) -> pd.DataFrame:
@@ -162,13 +160,16 @@ def _percent(value: float | None) -> str:
 
 
 def write_table(profile: Profile, name: str, table: pd.DataFrame, caption: str) -> Path:
-    """Write results/<profile>/tables/<name>.csv, .md and .tex; the caption says which world the numbers are from."""
+    """Write results/<profile>/tables/<name>.csv, .md and .tex; the caption says which world the numbers are from.
+
+    The .md ends with a comment that tells settings, seeds, code and weights from others: `read_table` looks at it.
+    """
     folder = paths.results(profile.name) / "tables"
     said = f"{caption} ({profile.world}; profile {profile.name}, commit {runs.commit()}, {runs.hardware()})"
     runs.write_atomically(folder / f"{name}.csv", table.to_csv(index=False))
     latex = table.to_latex(index=False, escape=True, caption=_escaped(said), label=f"tab:{name}")
     runs.write_atomically(folder / f"{name}.tex", latex)
-    runs.write_atomically(folder / f"{name}.md", f"**{said}**\n\n{_markdown(table)}\n")
+    runs.write_atomically(folder / f"{name}.md", f"**{said}**\n\n{_markdown(table)}\n\n{_mark(profile)}\n")
     return folder / f"{name}.md"
 
 
@@ -176,12 +177,19 @@ def read_table(profile: Profile, name: str, notebook: str) -> pd.DataFrame:
     """A table that another notebook has written, every cell as it stands.
 
     Raises:
-        UserError: it is not there; the message names `notebook`.
+        UserError: it is not there, or of other settings, seeds, code or weights; the message names `notebook`.
     """
     file = paths.results(profile.name) / "tables" / f"{name}.csv"
     if not file.exists():
         raise UserError(f"{file} is missing: run notebook {notebook} first")
+    about = file.with_suffix(".md")
+    if not about.exists() or _mark(profile) not in about.read_text(encoding="utf-8"):
+        raise UserError(f"{file} is of other settings, seeds or code: run notebook {notebook} again")
     return runs.read_csv(file, dtype=str, keep_default_na=False)
+
+
+def _mark(profile: Profile) -> str:
+    return f"<!-- {runs.stage_key([scoring.state(profile), profile.seeds])} -->"
 
 
 def read_costs(profile: Profile) -> pd.DataFrame:

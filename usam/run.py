@@ -238,11 +238,16 @@ def inputs(profile: str) -> list[Path]:
 
 def summary(results: Path, seconds: float) -> str:
     """The run's tables as they are on disk, what it cost, and where everything lies."""
-    tables = [f"{p}\n\n{p.read_text(encoding='utf-8').strip()}\n" for p in sorted(results.glob("tables/*.md"))]
+    tables = [f"{p}\n\n{_shown(p)}\n" for p in sorted(results.glob("tables/*.md"))]
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
     cost = f"{seconds:.0f} s in all" + (f", at most {peak:.1f} GiB in one process" if peak else "")
     return "\n".join(["", *tables, f"{cost}; results: {results}"])
+
+
+def _shown(table: Path) -> str:
+    """A table's Markdown without the comment at its end."""
+    return table.read_text(encoding="utf-8").partition("<!--")[0].strip()
 
 
 def _number(text: str) -> str:

@@ -20,11 +20,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import cv2
 import numpy as np
 import pandas as pd
 import psutil
 import torch
 from filelock import FileLock, Timeout
+from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from usam import paths
@@ -50,19 +52,25 @@ def device() -> torch.device:
 
 @contextmanager
 def workers(at_once: int) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
-    """A `map` whose calls run in `at_once` threads, each computing on one core; the plain `map` for one.
+    """A `map` whose calls run in `at_once` threads, each computing on one core (torch, BLAS and OpenCV have no threads
+    of their own meanwhile); the plain `map` for one.
 
     Small networks gain: what two cores share of one image is too little to keep both busy.
     """
     if at_once == 1:
         yield map
         return
-    before = torch.get_num_threads()
+    before = torch.get_num_threads(), cv2.getNumThreads()
+    cv2.setNumThreads(1)
     try:
-        with ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        with (
+            threadpool_limits(1, "blas"),
+            ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ):
             yield pool.map
     finally:
-        torch.set_num_threads(before)
+        torch.set_num_threads(before[0])
+        cv2.setNumThreads(before[1])
 
 
 def over_images(function: Callable[[int], Any], count: int, label: str) -> Iterator[Any]:

@@ -43,6 +43,7 @@ class MaskEmbeddings:
         iou: (d,) float32, SAM's own prediction of each mask's IoU.
         image_size: (H, W) of the image in pixels.
         extent: (height, width) that the image covers on the low-resolution masks; need not be whole numbers.
+        points: (d, 2) float32 of (x, y) in the image's pixels, where each mask was asked for.
     """
 
     tokens: np.ndarray
@@ -50,6 +51,7 @@ class MaskEmbeddings:
     iou: np.ndarray
     image_size: tuple[int, int]
     extent: tuple[float, float]
+    points: np.ndarray
 
 
 def point_grid(image_size: tuple[int, int], points_per_side: int) -> np.ndarray:
@@ -170,7 +172,7 @@ class Extractor:
         chosen = logits[rows, best.to(logits.device)] > 0  # (d, h, w)
         cropped = chosen[:, : math.ceil(extent[0]), : math.ceil(extent[1])].cpu().numpy()
         return MaskEmbeddings(
-            tokens.half().cpu().numpy(), encode(cropped), iou[rows, best].float().cpu().numpy(), size, extent
+            tokens.half().cpu().numpy(), encode(cropped), iou[rows, best].float().cpu().numpy(), size, extent, points
         )
 
     @torch.inference_mode()

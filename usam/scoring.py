@@ -113,7 +113,7 @@ def recorded(
         more: further columns of the row.
     """
     row = _identity(profile, which, source, seed, method, split)
-    file = _file(profile, row)
+    file = _file(profile, which, row)
     with runs.alone(file):
         known = _load(file)
         if known is None:
@@ -146,10 +146,10 @@ def kept(profile: Profile, row: Mapping[str, Any]) -> Scores:
     names = ("profile", "dataset", "split", "source", "method", "state")
     seed = None if pd.isna(row["seed"]) else int(row["seed"])
     same = {name: row[name] for name in names} | {"seed": seed, "parameters": profile.decisive()}
-    known = _load(_file(profile, same))
+    known = _load(_file(profile, row["dataset"].partition(",")[0], same))
     if known is None:
         raise UserError(
-            f"scores of {row['method']}, {row['dataset']}, are no longer in {paths.data()}: "
+            f"scores of {row['method']}, {row['dataset']}, are not in {paths.data()} for the data as they are now: "
             "run notebooks 04_evaluate and 05_sam_clip again"
         )
     return known[0]
@@ -172,8 +172,10 @@ def _identity(
     )
 
 
-def _file(profile: Profile, identity: dict[str, Any]) -> Path:
-    return paths.data() / profile.name / "scores" / f"{runs.stage_key(identity)}.npz"
+def _file(profile: Profile, which: str, identity: dict[str, Any]) -> Path:
+    """Where the scores of a row are kept: under a key of what tells it from others, and of what was looked at."""
+    key = runs.stage_key([identity, stages.data_key(profile, which, identity["split"])])
+    return paths.data() / profile.name / "scores" / f"{key}.npz"
 
 
 def _save(file: Path, scores: Scores, row: dict[str, Any]) -> None:

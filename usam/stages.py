@@ -119,7 +119,7 @@ def embeddings(profile: Profile, what: str, split: str | None = None) -> Embeddi
         return _embedded_images(profile, what, training_images(profile, what))
     data = dataset(profile, what, split)
     ids = list(data.image_ids)
-    origin = runs.stage_key([ids, _pictures(profile, what, data)], (datasets,))
+    origin = runs.stage_key([ids, _files_state(profile, what, data.files)], (datasets,))
     name = f"{what}-{split or profile.datasets[what].split}"
     return _embedded(profile, name, ids, lambda i: data.image(ids.index(i)), origin)
 
@@ -139,10 +139,16 @@ def _embedded(profile: Profile, name: str, ids: list, load: Callable[[Any], np.n
     return found if profile.grid is None else found.at(sam.coarser(profile.sam.points_per_side, profile.grid))
 
 
-def _pictures(profile: Profile, which: str, data: Dataset) -> str | list:
-    """What tells a picture that was changed: the key of a set that was made here, else each file's size and time."""
+def data_key(profile: Profile, which: str, split: str | None = None) -> str:
+    """Changes with any picture or annotation of a split."""
+    data = dataset(profile, which, split)
+    return runs.stage_key([list(data.image_ids), _files_state(profile, which, [*data.files, *data.truth_files])])
+
+
+def _files_state(profile: Profile, which: str, files: list[Path]) -> str | list:
+    """What tells a file that was changed: the key of a set that was made here, else each file's size and time."""
     made = _stamp(paths.data() / profile.datasets[which].root).get("key")
-    states = ((file.name, file.stat()) for file in data.files)
+    states = ((file.name, file.stat()) for file in files)
     return made or [(name, state.st_size, state.st_mtime_ns) for name, state in states]
 
 

@@ -8,7 +8,9 @@ that a run that was killed goes on where it stopped:
     00000/masks.json   a list of n: id, image_size, extent, and d RLE strings with their size
 """
 
+import copy
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,23 +21,20 @@ from tqdm import tqdm
 from usam import runs
 from usam.errors import UserError
 from usam.runs import alone, writing
-from usam.sam import MaskEmbeddings
+from usam.sam import MaskEmbeddings, point_grid
 
 SHARD = 64
 
 
 class EmbeddingStore(Sequence[MaskEmbeddings]):
-    """Read access to a finished store in `folder`; `store[i]` are the embeddings of image `store.ids[i]`.
+    """Read access to a finished store in `folder`; `store[i]` are the embeddings of image `store.ids[i]`."""
 
-    With `points`, only these of an image's d grid points are there.
-    """
-
-    def __init__(self, folder: Path, points: np.ndarray | None = None):
+    def __init__(self, folder: Path):
         shards = sorted(p for p in folder.glob("[0-9]" * 5) if p.is_dir())
         if not shards:
             raise UserError(f"no embeddings in {folder}: run notebook 02_embeddings first")
         self.folder = folder
-        self._points = slice(None) if points is None else points
+        self._points: slice | np.ndarray = slice(None)
         self._tokens = [np.load(s / "tokens.npy", mmap_mode="r") for s in shards]
         self._iou = np.concatenate([np.load(s / "iou.npy") for s in shards])
         self._entries = [entry for s in shards for entry in json.loads((s / "masks.json").read_text())]
@@ -49,11 +48,11 @@ class EmbeddingStore(Sequence[MaskEmbeddings]):
         index = range(len(self))[index]  # from the end, too
         entry = self._entries[index]
         shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        counts = np.array(entry["counts"], object)[self._points]
-        masks = [{"size": entry["size"], "counts": c.encode()} for c in counts]
+        masks = [{"size": entry["size"], "counts": c.encode()} for c in np.array(entry["counts"])[self._points]]
         tokens = np.asarray(self._tokens[shard][index - self._starts[shard]][self._points])
-        iou = self._iou[index][self._points]
-        return MaskEmbeddings(tokens, masks, iou, tuple(entry["image_size"]), tuple(entry["extent"]))
+        size, side = tuple(entry["image_size"]), math.isqrt(len(entry["counts"]))
+        points = point_grid(size, side)[self._points]
+        return MaskEmbeddings(tokens, masks, self._iou[index][self._points], size, tuple(entry["extent"]), points)
 
     @property
     def tokens(self) -> np.ndarray:
@@ -62,7 +61,9 @@ class EmbeddingStore(Sequence[MaskEmbeddings]):
 
     def at(self, points: np.ndarray) -> "EmbeddingStore":
         """The same store with these grid points (n,) alone."""
-        return EmbeddingStore(self.folder, points)
+        fewer = copy.copy(self)
+        fewer._points = points
+        return fewer
 
 
 def build(
