@@ -40,7 +40,7 @@ def test_another_mask_of_sam_keeps_the_head(tiny, tmp_path, monkeypatch):
     ablation.sweep(tiny, "voc", "web", "val", "sam.mask_choice", ["best"])
     heads = sorted(paths.data().glob("smoke/heads/*"))
     taken = []
-    monkeypatch.setattr(sam.Extractor, "__call__", counted(sam.Extractor.__call__, taken))
+    monkeypatch.setattr(sam.Extractor, "prepare", counted(sam.Extractor.prepare, taken))
     table = ablation.sweep(tiny, "voc", "web", "val", "sam.mask_choice", ["single"])
     assert (
         table["default"].tolist() == [False, False, True, True] and sorted(paths.data().glob("smoke/heads/*")) == heads

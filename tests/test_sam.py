@@ -12,12 +12,17 @@ from torch import Tensor, nn
 from transformers import SamConfig as TheirConfig
 from transformers import SamModel
 
-from usam import decoder, sam
+from usam import decoder, encoder, rle, sam
 from usam.profiles import SamConfig
 from usam.sam import Extractor, decode, encode, load_sam, point_grid, to_image_size
 
 SMALL = "usam.mini.sam:build_sam"
 WEIGHTS = "usam/mini/weights/sam.safetensors"
+
+
+def ALL(iou: Tensor) -> Tensor:
+    """All four masks of each prompt."""
+    return torch.arange(4).expand_as(iou)
 
 
 def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -147,7 +152,7 @@ def test_parity_with_transformers(which, trained):
     logits, iou, tokens, inner = extract.decode(image, points)
     assert inner == size and logits.shape[:2] == (100, 4) and tokens.shape == (100, 4, 256)
     scaled = torch.tensor(points * np.float32([128 / 260, 74 / 150]))
-    pixels, _ = extract._pixels(image)
+    pixels = extract._pixels(extract.prepare(image).pixels)[None]
     given = dict(pixel_values=pixels) if which == "vit" else dict(image_embeddings=ours.image_encoder(pixels))
     for name, a, b in zip(
         ("logits", "iou", "tokens"), (logits, iou, tokens), their_answer(theirs, scaled, **given), strict=True
@@ -165,7 +170,9 @@ def test_input_is_what_segment_anything_makes_of_an_image(trained):
     image = picture(150, 260)
     predictor = SamPredictor(trained)
     predictor.set_image(image)
-    pixels, inner = extractor(trained)._pixels(image)
+    extract = extractor(trained)
+    small = extract.prepare(image).pixels
+    pixels, inner = extract._pixels(small)[None], small.shape[:2]
     assert inner == predictor.input_size and pixels.shape == (1, 3, 128, 128)
     with torch.inference_mode():
         torch.testing.assert_close(trained.image_encoder(pixels), predictor.features)
@@ -173,6 +180,44 @@ def test_input_is_what_segment_anything_makes_of_an_image(trained):
     points = point_grid((150, 260), 2)
     scale = np.float32([inner[1] / 260, inner[0] / 150])
     np.testing.assert_allclose(points * scale, predictor.transform.apply_coords(points, (150, 260)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("prompts", [3, 30])
+def test_decoder_takes_several_images_at_once(trained, prompts, monkeypatch):
+    """With more prompts than fit at once, with several images that do, and with a chosen mask."""
+    monkeypatch.setitem(decoder.PROMPTS, "cpu", 8)
+    torch.manual_seed(0)
+    ours = trained.mask_decoder
+    features, (positions, none) = torch.randn(5, 256, 7, 5), torch.randn(2, 1, 256, 7, 5)
+    sparse = torch.randn(5, prompts, 2, 256)
+
+    def choose(iou: Tensor) -> Tensor:
+        return iou.argmin(-1, keepdim=True)
+
+    with torch.inference_mode():
+        logits, *others = decoder.decode(ours, features, positions, sparse, none, choose)
+        assert logits.shape == (5, prompts, 1, 28, 20)
+        nothing, *same = decoder.decode(ours, features, positions, sparse, none, None)
+        assert nothing is None and all(torch.equal(a, b) for a, b in zip(others, same, strict=True))
+        for k in range(5):
+            whole, iou, tokens = decoder.decode(ours, features[k : k + 1], positions, sparse[k : k + 1], none, ALL)
+            torch.testing.assert_close(others[0][k], iou[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(others[1][k], tokens[0], rtol=1e-4, atol=1e-4)
+            worst = iou[0].argmin(-1)
+            torch.testing.assert_close(logits[k, :, 0], whole[0][torch.arange(prompts), worst], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("attend", [encoder.by_mask, encoder.by_channels])
+def test_fused_attention_is_segment_anythings_own(attend, monkeypatch):
+    monkeypatch.setattr(encoder, "by_mask", attend)
+    ours, _ = random_vit()
+    pixels = torch.randn(2, 3, 128, 128)
+    with torch.inference_mode():
+        before = ours.image_encoder(pixels)
+        encoder.fuse(ours.image_encoder)
+        assert any(isinstance(m, encoder.FusedAttention) for m in ours.image_encoder.modules())
+        after = ours.image_encoder(pixels)
+    assert (before - after).abs().max() < 1e-5 * before.abs().max()
 
 
 # -- one image ----------------------------------------------------------------------------------------------------
@@ -230,10 +275,10 @@ def test_decoder_says_what_segment_anythings_own_says(trained, prompts):
         sparse = torch.randn(prompts, 2, width)
         with torch.inference_mode(), sam.captured_tokens(SimpleNamespace(mask_decoder=ours)) as tokens:
             logits, iou = ours.predict_masks(features, positions, sparse, none.expand(prompts, -1, -1, -1))
-            found = decoder.decode(ours, features, positions, sparse, none)
+            found = decoder.decode(ours, features, positions, sparse[None], none, ALL)
         for said, theirs in zip(found, (logits, iou, tokens[0]), strict=True):
-            assert said.shape == theirs.shape
-            assert (said - theirs).abs().max() < 2e-5 * theirs.abs().max()
+            assert said[0].shape == theirs.shape
+            assert (said[0] - theirs).abs().max() < 2e-5 * theirs.abs().max()
 
 
 def test_hook_is_removed_even_after_an_error(trained):
@@ -264,6 +309,55 @@ def test_strips_and_tiny_images(trained, size):
     assert to_image_size(decode(found.masks), found.extent, size).shape == (9, *size)
 
 
+# -- many images --------------------------------------------------------------------------------------------------
+
+SIZES = [(96, 128), (64, 64), (128, 40), (1, 1), (150, 260), (128, 96), (30, 30)]
+
+
+@pytest.mark.parametrize("batch", [1, 3, None])
+@pytest.mark.parametrize("per_core", [False, True])
+def test_a_stream_is_image_by_image_whatever_the_batch(trained, batch, per_core):
+    extract = extractor(trained, points_per_side=3, batch=batch, image_per_core=per_core)
+    images = {k: picture(*size, seed=k) for k, size in enumerate(SIZES)}
+    found = list(extract.stream(images, images.__getitem__))
+    assert len(found) == len(SIZES)
+    for k, one in enumerate(found):
+        alone = extractor(trained, points_per_side=3)(images[k])
+        assert (one.image_size, one.extent) == (SIZES[k], alone.extent)
+        np.testing.assert_allclose(one.tokens.astype(float), alone.tokens.astype(float), atol=0.02, rtol=0.01)
+        np.testing.assert_allclose(one.iou, alone.iou, atol=1e-4)
+        ours, theirs = decode(one.masks), decode(alone.masks)
+        assert ours.shape == theirs.shape and (ours == theirs).mean() > 0.999
+
+
+def test_tokens_alone_are_the_same_tokens(trained):
+    extract = extractor(trained, points_per_side=3)
+    image = picture(96, 128)
+    (short,) = extract.stream([0], lambda _: image, masks=False)
+    whole = extract(image)
+    assert short.masks == [] and len(whole.masks) == 9
+    np.testing.assert_array_equal(short.tokens, whole.tokens)
+    np.testing.assert_array_equal(short.iou, whole.iou)
+
+
+def test_a_stream_asks_for_few_images_ahead(trained):
+    extract, asked = extractor(trained, points_per_side=1, image_per_core=True), []
+
+    def load(k: int) -> np.ndarray:
+        asked.append(k)
+        return picture(20, 20)
+
+    stream = extract.stream(range(1000), load)
+    next(stream)
+    assert len(asked) <= 3 * torch.get_num_threads() + 1
+    stream.close()
+
+
+def test_an_extractor_leaves_the_model_that_it_is_given_alone(trained):
+    extractor(trained, precision="bfloat16")(picture(20, 20))
+    assert {p.dtype for p in trained.parameters()} == {torch.float32}
+
+
 # -- masks --------------------------------------------------------------------------------------------------------
 
 
@@ -277,6 +371,14 @@ def test_encode_and_decode_are_inverse(shape):
     if rles:
         np.testing.assert_array_equal(decode(rles), masks)
     assert len(decode(rles)) == len(masks)
+
+
+@pytest.mark.parametrize("shape", [(5, 7, 11), (1, 64, 64), (3, 1, 64), (4, 1, 1), (0, 4, 4), (20, 150, 256)])
+@pytest.mark.parametrize("share", [0, 0.001, 0.5, 1])
+def test_masks_encoded_together_are_what_pycocotools_writes(shape, share):
+    masks = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < share
+    together, one_by_one = rle.encode_together(masks), encode(masks.numpy())
+    assert [(r["size"], r["counts"]) for r in together] == [(r["size"], r["counts"]) for r in one_by_one]
 
 
 def test_to_image_size_by_hand():
@@ -300,7 +402,7 @@ def test_to_image_size_of_one_size_changes_nothing_and_of_none_is_none():
 @pytest.mark.parametrize("size", [(150, 256), (375, 500), (500, 333), (97, 61)])
 def test_to_image_size_agrees_with_segment_anythings_own_way(trained, size):
     extract = extractor(trained)
-    _, inner = extract._pixels(picture(*size))
+    inner = extract.prepare(picture(*size)).pixels.shape[:2]
     extent = tuple(n * 64 / 128 for n in inner)
     coarse = torch.randn(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     logits = nn.functional.interpolate(coarse, (64, 64), mode="bicubic")  # blobs with smooth outlines

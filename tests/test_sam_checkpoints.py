@@ -4,7 +4,6 @@ import pickle
 import re
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,7 +12,7 @@ from torch import Tensor
 from usam.errors import UserError
 from usam.mini.sam import build_sam as build_small
 from usam.profiles import SamConfig
-from usam.sam import LazyExtractor, build_sam, load_sam
+from usam.sam import build_sam, load_sam
 
 SMALL = "usam.mini.sam:build_sam"
 
@@ -108,9 +107,3 @@ def test_weights_of_another_model(tmp_path, weights):
 def test_unknown_model(model):
     with pytest.raises(UserError, match=f"sam.model '{re.escape(model)}': not vit_h, vit_l, vit_b, nor"):
         build_sam(model)
-
-
-def test_lazy_extractor_loads_nothing_before_the_first_image(tmp_path):
-    lazy = LazyExtractor(SamConfig(model=SMALL, checkpoint=str(tmp_path / "none.safetensors")))
-    with pytest.raises(UserError, match=r"none\.safetensors is missing"):
-        lazy(np.zeros((8, 8, 3), np.uint8))

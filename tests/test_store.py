@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -41,9 +43,12 @@ class Counting:
         self.seen.append(k)
         return embedding(k)
 
+    def stream(self, ids: Iterable[str]) -> Iterator[MaskEmbeddings]:
+        return (self(load(name)) for name in ids)
 
-def load(name: str) -> np.ndarray:
-    return np.full((2, 2, 3), int(name.removeprefix("image ")), np.uint8)
+
+def load(name: str | int) -> np.ndarray:
+    return np.full((2, 2, 3), int(str(name).removeprefix("image ")), np.uint8)
 
 
 IDS = [f"image {k}" for k in range(COUNT)]
@@ -63,46 +68,72 @@ def assert_holds(found: EmbeddingStore, numbers: list[int]) -> None:
 
 def test_build_then_open_again(tmp_path):
     extract = Counting()
-    built = build(tmp_path / "s", IDS, load, extract)
+    built = build(tmp_path / "s", IDS, extract.stream)
     assert extract.seen == list(range(COUNT)) and SHARD == 64
     for found in (built, EmbeddingStore(tmp_path / "s")):
         assert found.ids == IDS
         assert_holds(found, list(range(COUNT)))
-        assert found.tokens.shape == (COUNT, 4, 1024) and found.tokens.dtype == np.float16
-        np.testing.assert_array_equal(found.tokens[70], embedding(70).tokens.reshape(4, 1024))
+        assert found.shape == (COUNT, 4, 1024)
+        some = np.array([70, 3, 129, 70, 64])  # of all shards, in any order
+        tokens = found.tokens(some)
+        assert tokens.dtype == np.float16
+        np.testing.assert_array_equal(tokens, [embedding(k).tokens.reshape(4, 1024) for k in some])
         np.testing.assert_array_equal(found[-1].tokens, embedding(COUNT - 1).tokens)
         with pytest.raises(IndexError):
             found[COUNT]
     again = Counting()
-    build(tmp_path / "s", IDS, load, again)
+    build(tmp_path / "s", IDS, again.stream)
     assert again.seen == []
 
 
 def test_ids_may_be_numbers(tmp_path):
-    found = build(tmp_path / "s", [7, 3], lambda i: np.full((1, 1, 3), i, np.uint8), Counting())
+    found = build(tmp_path / "s", [7, 3], Counting().stream)
     assert found.ids == [7, 3]
     assert_holds(found, [7, 3])
     again = Counting()
-    build(tmp_path / "s", [7, 3], lambda i: np.full((1, 1, 3), i, np.uint8), again)
+    build(tmp_path / "s", [7, 3], again.stream)
     assert again.seen == []
 
 
 def test_tokens_stay_on_disk(tmp_path):
-    found = build(tmp_path / "s", IDS, load, Counting())
-    tokens = found[100].tokens
-    owner = tokens
-    while isinstance(owner.base, np.ndarray):
-        owner = owner.base
-    assert isinstance(owner, np.memmap) and not tokens.flags.owndata and not tokens.flags.writeable
+    found = build(tmp_path / "s", IDS, Counting().stream)
+    held = {name: value for name, value in vars(found).items() if isinstance(value, np.ndarray)}
+    assert sum(value.nbytes for value in held.values()) < 100
+    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
+    kept = [found[k].tokens for k in range(COUNT)]
+    assert all(not isinstance(tokens, np.memmap) for tokens in kept)  # else each would keep its file open
+    assert not before or len(os.listdir("/proc/self/fd")) == before
+
+
+def test_fewer_points(tmp_path):
+    found = build(tmp_path / "s", IDS, Counting().stream).at(np.array([3, 1]))
+    assert found.shape == (COUNT, 2, 1024)
+    np.testing.assert_array_equal(found.tokens(np.array([70]))[0], embedding(70).tokens[[3, 1]].reshape(2, 1024))
+    some, whole = found[70], embedding(70)
+    assert some.masks == [whole.masks[3], whole.masks[1]]
+    for name in ("tokens", "iou", "points"):
+        np.testing.assert_array_equal(getattr(some, name), getattr(whole, name)[[3, 1]])
+
+
+def test_tokens_without_masks(tmp_path):
+    def bare(ids: Iterable[str]) -> Iterator[MaskEmbeddings]:
+        return (replace(one, masks=[]) for one in Counting().stream(ids))
+
+    found = build(tmp_path / "s", IDS, bare)
+    assert found[70].masks == [] and not list((tmp_path / "s").rglob("masks.npy"))
+    np.testing.assert_array_equal(found[70].tokens, embedding(70).tokens)
+    again = Counting()
+    build(tmp_path / "s", IDS, again.stream)
+    assert again.seen == []
 
 
 def test_goes_on_after_a_crash(tmp_path):
     folder, broken = tmp_path / "s", Counting(fails_at=70)
     with pytest.raises(KeyboardInterrupt):
-        build(folder, IDS, load, broken)
+        build(folder, IDS, broken.stream)
     assert [p.name for p in folder.iterdir()] == ["00000"]
     extract = Counting()
-    assert_holds(build(folder, IDS, load, extract), list(range(COUNT)))
+    assert_holds(build(folder, IDS, extract.stream), list(range(COUNT)))
     assert extract.seen == list(range(64, COUNT))
 
 
@@ -113,7 +144,7 @@ def test_goes_on_after_kill_9(tmp_path):
         "def slow(image):\n"
         "    time.sleep(3600 if image[0, 0, 0] == 70 else 0)\n"
         "    return t.embedding(int(image[0, 0, 0]))\n"
-        "t.build(Path(sys.argv[1]), t.IDS, t.load, slow)\n"
+        "t.build(Path(sys.argv[1]), t.IDS, lambda ids: (slow(t.load(i)) for i in ids))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
     command = [sys.executable, "-c", script, str(folder), str(Path(__file__).parent)]
@@ -128,7 +159,7 @@ def test_goes_on_after_kill_9(tmp_path):
     assert process.wait() == -signal.SIGKILL  # it was still at work
     assert not (folder / "00001").exists()
     extract = Counting()
-    assert_holds(build(folder, IDS, load, extract), list(range(COUNT)))
+    assert_holds(build(folder, IDS, extract.stream), list(range(COUNT)))
     assert extract.seen == list(range(64, COUNT))
 
 
@@ -138,31 +169,31 @@ def test_half_written_shard_does_not_count(tmp_path):
     left_over.mkdir(parents=True)
     (left_over / "tokens.npy").write_bytes(b"half")
     extract = Counting()
-    assert_holds(build(folder, IDS, load, extract), list(range(COUNT)))
+    assert_holds(build(folder, IDS, extract.stream), list(range(COUNT)))
     assert len(extract.seen) == COUNT and not left_over.exists()
 
 
-@pytest.mark.parametrize("name", ["tokens.npy", "iou.npy", "masks.json"])
+@pytest.mark.parametrize("name", ["tokens.npy", "iou.npy", "images.json", "masks.npy", "ends.npy"])
 @pytest.mark.parametrize("keep", [0, 40, 0.9, None])
 def test_damaged_shard_is_made_again(tmp_path, name, keep):
     folder = tmp_path / "s"
-    build(folder, IDS, load, Counting())
+    build(folder, IDS, Counting().stream)
     file = folder / "00001" / name
     content = file.read_bytes()
     file.unlink()
     if keep is not None:
         file.write_bytes(content[: int(keep * len(content)) if keep < 1 else keep])
     extract = Counting()
-    assert_holds(build(folder, IDS, load, extract), list(range(COUNT)))
+    assert_holds(build(folder, IDS, extract.stream), list(range(COUNT)))
     assert extract.seen == list(range(64, 128))
 
 
 def test_shard_of_other_images_is_made_again(tmp_path):
     folder = tmp_path / "s"
-    build(folder, IDS, load, Counting())
+    build(folder, IDS, Counting().stream)
     others = [*IDS[:100], "image 200", *IDS[101:]]
     extract = Counting()
-    found = build(folder, others, load, extract)
+    found = build(folder, others, extract.stream)
     assert extract.seen == [*range(64, 100), 200, *range(101, 128)] and found.ids == others
 
 
@@ -172,18 +203,18 @@ def test_full_disk_keeps_what_is_finished(tmp_path, monkeypatch, error):
 
     def limited(file: Path, array: np.ndarray) -> None:
         calls.append(file)
-        if len(calls) > 3:  # two files a shard: the second shard's second file does not fit
+        if len(calls) > 5:  # four arrays a shard: the second shard's second one does not fit
             raise error
         save(file, array)
 
     monkeypatch.setattr(store.np, "save", limited)
     reason = error.strerror or str(error)
     with pytest.raises(UserError, match=f"cannot write .*00001: {reason}; free some disk space"):
-        build(folder, IDS, load, Counting())
+        build(folder, IDS, Counting().stream)
     monkeypatch.undo()
     assert [p.name for p in folder.iterdir()] == ["00000"]
     extract = Counting()
-    assert_holds(build(folder, IDS, load, extract), list(range(COUNT)))
+    assert_holds(build(folder, IDS, extract.stream), list(range(COUNT)))
     assert extract.seen == list(range(64, COUNT))
 
 
@@ -199,6 +230,6 @@ def test_image_that_cannot_be_read_keeps_what_is_finished(tmp_path):
         return load(name)
 
     with pytest.raises(UserError, match="image 129"):
-        build(tmp_path / "s", IDS, careful, Counting())
+        build(tmp_path / "s", IDS, lambda ids: (Counting()(careful(name)) for name in ids))
     assert sorted(p.name for p in (tmp_path / "s").iterdir()) == ["00000", "00001"]
-    assert len(json.loads((tmp_path / "s" / "00001" / "masks.json").read_text())) == 64
+    assert len(json.loads((tmp_path / "s" / "00001" / "images.json").read_text())) == 64

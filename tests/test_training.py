@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from usam import runs
 from usam.errors import UserError
 from usam.head import MaskClassifier, bad_masks, entropy
 from usam.profiles import DistillationConfig, HeadConfig
@@ -21,7 +22,15 @@ def bags(images: int = 60, seed: int = 0) -> Bags:
     classes = np.arange(images) % CLASSES
     tokens = rng.normal(0, 1, (images, MASKS, DIM))
     tokens[np.arange(images), rng.integers(0, MASKS, images)] += 6 * np.eye(CLASSES, DIM)[classes]
-    return Bags(torch.tensor(tokens, dtype=torch.float16), torch.eye(CLASSES)[classes])
+    return in_memory(tokens.astype(np.float16), torch.eye(CLASSES)[classes])
+
+
+def in_memory(tokens: np.ndarray, labels: torch.Tensor) -> Bags:
+    return Bags(tokens.__getitem__, np.arange(len(tokens)), labels)
+
+
+def tokens_of(some: Bags) -> torch.Tensor:
+    return some[torch.arange(len(some))]
 
 
 def constant_teacher(classes: int, answer: int) -> MaskClassifier:
@@ -45,7 +54,7 @@ def test_teacher_finds_the_mask_that_matters():
     assert (history[["uncertainty", "bad"]] == 0).all(axis=None)
     assert not teacher.training and not any(p.requires_grad for p in teacher.parameters())
     fresh = bags(seed=1)
-    scores = teacher(fresh.tokens).max(1).values  # k = 1
+    scores = teacher(tokens_of(fresh)).max(1).values  # k = 1
     assert (scores.argmax(1) == fresh.labels.argmax(1)).float().mean() > 0.9  # learnt, not learnt by heart
 
 
@@ -62,7 +71,7 @@ def test_history_counts_every_image_once_and_any_of_its_labels():
     # 5 images in batches of 2, 2, 1; every class is on every image, so every answer is right: 1 only if the
     # smaller batch has the smaller weight
     some = bags(5)
-    everything = Bags(some.tokens, torch.ones_like(some.labels))
+    everything = Bags(some.tokens, some.images, torch.ones_like(some.labels))
     _, history = train(everything, HeadConfig(widths=(4, 4, 4), epochs=2, batch_size=2), seed=0)
     np.testing.assert_allclose(history["accuracy"], 1)
     _, history = train(everything, HeadConfig(widths=(4, 4, 4), epochs=1, batch_size=2), 0, constant_teacher(3, 1),
@@ -74,7 +83,7 @@ def test_statistics_against_numpy():
     rng = np.random.default_rng(0)
     tokens = rng.normal(30, [0.01, 1, 5, 0], (7, 9, 4)).astype(np.float32)  # far from 0: squares cancel badly
     tokens[..., 3] = 2  # a feature that never changes must not divide by zero
-    mean, std = statistics(torch.from_numpy(tokens))
+    mean, std = statistics(in_memory(tokens, torch.zeros(7, 2)))
     flat = tokens.reshape(-1, 4).astype(np.float64)
     np.testing.assert_allclose(mean, flat.mean(0), rtol=1e-6)
     np.testing.assert_allclose(std[:3], flat.std(0)[:3], rtol=1e-4)
@@ -84,9 +93,27 @@ def test_statistics_against_numpy():
 def test_trained_head_holds_the_statistics_of_its_images():
     some = bags()
     head, _ = train(some, SHORT, seed=0)
-    flat = some.tokens.double().reshape(-1, DIM).numpy()
+    flat = tokens_of(some).double().reshape(-1, DIM).numpy()
     np.testing.assert_allclose(head.mean, flat.mean(0), atol=1e-6)
     np.testing.assert_allclose(head.std, flat.std(0), rtol=1e-5)
+
+
+def test_tokens_that_do_not_fit_memory_are_read_again_each_time(monkeypatch):
+    asked, tokens = [], tokens_of(bags()).numpy()
+
+    def read(rows: np.ndarray) -> np.ndarray:
+        asked.append(len(rows))
+        return tokens[rows]
+
+    def trained() -> MaskClassifier:
+        some = Bags(read, np.arange(60), bags().labels)
+        teacher, _ = train(some, SHORT, seed=0)
+        return train(some, SHORT, 0, teacher, DistillationConfig())[0]
+
+    resident, few = trained(), len(asked)
+    monkeypatch.setattr(runs, "free_memory", lambda device: 1000)
+    assert weights_equal(trained(), resident)
+    assert len(asked) - few > few and max(asked[few:]) <= 60
 
 
 def test_student_learns_from_a_real_teacher():
@@ -95,12 +122,12 @@ def test_student_learns_from_a_real_teacher():
     student, history = train(bags(), HEAD, 0, teacher, DistillationConfig())
     assert list(history.columns) == ["epoch", "mil", "uncertainty", "bad", "accuracy"]
     # of 8 masks one carries the class: the teacher is unsure or wrong on some of the others, right on that one
-    bad = bad_masks(teacher(bags().tokens), bags().labels, 0.5 * math.log(CLASSES)).float().mean().item()
+    bad = bad_masks(teacher(tokens_of(bags())), bags().labels, 0.5 * math.log(CLASSES)).float().mean().item()
     assert 0.05 < bad < 0.95
     np.testing.assert_allclose(history["bad"], bad, rtol=1e-5)
     assert (history["uncertainty"] > 0).all() and history["accuracy"].iloc[-1] > 0.95
     assert all(torch.equal(value, before[name]) for name, value in teacher.state_dict().items())
-    assert entropy(student(bags().tokens)).mean() > entropy(teacher(bags().tokens)).mean()
+    assert entropy(student(tokens_of(bags()))).mean() > entropy(teacher(tokens_of(bags()))).mean()
 
 
 def test_teacher_that_is_always_wrong_drives_the_student_to_no_idea():
@@ -108,14 +135,14 @@ def test_teacher_that_is_always_wrong_drives_the_student_to_no_idea():
     labels = torch.cat([some.labels, torch.zeros(len(some.labels), 1)], 1)  # class 3 is on no image
     wrong = constant_teacher(4, 3)
     uniform = DistillationConfig(lambda_mil=0, lambda_uncertainty=1)
-    student, history = train(Bags(some.tokens, labels), HEAD, 0, wrong, uniform)
+    student, history = train(Bags(some.tokens, some.images, labels), HEAD, 0, wrong, uniform)
     assert (history["bad"] == 1).all()
     assert history["uncertainty"].iloc[-1] == pytest.approx(4 * math.log(4), rel=5e-3)
-    assert entropy(student(some.tokens)).min() > 0.95 * math.log(4)
+    assert entropy(student(tokens_of(some))).min() > 0.95 * math.log(4)
 
 
 def test_teacher_that_is_always_right_changes_nothing():
-    same = Bags(bags().tokens, torch.eye(CLASSES)[[2] * 60])
+    same = Bags(bags().tokens, np.arange(60), torch.eye(CLASSES)[[2] * 60])
     student, history = train(same, SHORT, 0, constant_teacher(CLASSES, 2), DistillationConfig())
     alone, _ = train(same, SHORT, 0)
     assert (history["bad"] == 0).all() and (history["uncertainty"] == 0).all()
@@ -124,21 +151,22 @@ def test_teacher_that_is_always_right_changes_nothing():
 
 def test_bags_keep_the_order_of_images_and_number_classes_by_name():
     tokens = np.arange(5 * 2 * 3, dtype=np.float16).reshape(5, 2, 3)
-    found = Bags.of(tokens, ["cow", "cat", "dog", "cat", "bird"], ("cat", "cow"))
-    np.testing.assert_array_equal(found.tokens, tokens[[0, 1, 3]])
+    found = Bags.of(tokens.__getitem__, ["cow", "cat", "dog", "cat", "bird"], ("cat", "cow"))
+    np.testing.assert_array_equal(tokens_of(found), tokens[[0, 1, 3]])
+    np.testing.assert_array_equal(found[2], tokens[3])
     assert found.labels.tolist() == [[0, 1], [1, 0], [1, 0]]
-    assert found.tokens.dtype == torch.float16 and found.labels.dtype == torch.float32
+    assert found[0].dtype == torch.float16 and found.labels.dtype == torch.float32
 
 
 def test_bags_name_the_classes_without_images():
     with pytest.raises(UserError, match=r"no training image of sheep, zebra: run"):
-        Bags.of(np.zeros((1, 2, 3), np.float16), ["cat"], ("zebra", "cat", "sheep"))
+        Bags.of(np.zeros((1, 2, 3), np.float16).__getitem__, ["cat"], ("zebra", "cat", "sheep"))
 
 
 def test_shuffled_labels_are_the_same_labels_elsewhere():
     some = bags()
     mixed = some.shuffled(0)
-    assert torch.equal(mixed.tokens, some.tokens)
+    assert torch.equal(tokens_of(mixed), tokens_of(some))
     assert torch.equal(mixed.labels.sum(0), some.labels.sum(0)) and (mixed.labels.sum(1) == 1).all()
     assert not torch.equal(mixed.labels, some.labels)
     assert torch.equal(mixed.labels, some.shuffled(0).labels)

@@ -63,8 +63,8 @@ class ClipLabeller:
         self.config, self.view, self.device = config, view, torch.device(device)
         logging.disable_progress_bar()
         with hub.loading("CLIP", config.model) as place:
-            self.model = CLIPModel.from_pretrained(place).eval().to(self.device)
-            self.processor = CLIPProcessor.from_pretrained(place)
+            self.model = CLIPModel.from_pretrained(place, cache_dir=hub.cache()).eval().to(self.device)
+            self.processor = CLIPProcessor.from_pretrained(place, cache_dir=hub.cache())
         tokens = self.processor(text=[prompt(name) for name in class_names], padding=True, return_tensors="pt")
         with torch.inference_mode():
             self.texts = _unit(self.model.get_text_features(**tokens.to(self.device)).pooler_output)  # (C, D)

@@ -114,7 +114,7 @@ class VocDataset(_Pictures):
         self.category_ids = tuple(classes.VOC.index(name) + 1 for name in self.class_names)
         self._labels = {category: label for label, category in enumerate(self.category_ids)}
         if not (root / "JPEGImages").is_dir():
-            raise UserError(f"no PASCAL VOC data in {root}: name the folder that holds JPEGImages, or fetch the data")
+            raise UserError(f"no PASCAL VOC data in {root}: name the folder that holds JPEGImages, or run 00_setup")
         names = _split_names(root, split)
         super().__init__(names, [root / "JPEGImages" / f"{name}.jpg" for name in names])
         self.name = f"voc_{split}"

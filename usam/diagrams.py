@@ -99,27 +99,26 @@ def _bag(profile: Profile, which: str, source: str, seed: int) -> _Bag:
     names, made = stages.class_names(profile, which), stages.training_images(profile, source)
     row = int(made.table["class"].isin(names).to_numpy().argmax())
     label, image = made.table["class"][row], images.read(made.folder / made.table["file"][row])
-    found, heads = stages.embeddings(profile, source)[row], stages.heads(profile, which, source, seed)
-    side = profile.sam.points_per_side
-    used = np.arange(side**2) if profile.grid is None else sam.coarser(side, profile.grid)
-    features, prompts = _decoder_inputs(profile, image)
+    heads = stages.heads(profile, which, source, seed)
+    found, features, prompts = _decoded(profile, image)
     flat = torch.tensor(found.tokens).flatten(1).to(runs.device())
     tokens, teacher, student = heads.teacher.standardised(flat), heads.teacher(flat), heads.student(flat)
     labels = torch.tensor([[float(name == label) for name in names]])
     limit = profile.distillation.entropy_threshold * math.log(len(names))
     bad = head.bad_masks(teacher[None].cpu(), labels, limit)[0]
     outputs = (tokens.cpu(), teacher.cpu(), student.cpu())
-    return _Bag(names, label, image, found.points, found, features, prompts[used], heads, *outputs, labels, bad)
+    return _Bag(names, label, image, found.points, found, features, prompts, heads, *outputs, labels, bad)
 
 
-def _decoder_inputs(profile: Profile, image: np.ndarray) -> tuple[Tensor, Tensor]:
-    """SAM's image features (256, h, w) and prompts (points, n, 256): hooks, as for the tokens, on a SAM of our own."""
+def _decoded(profile: Profile, image: np.ndarray) -> tuple[MaskEmbeddings, Tensor, Tensor]:
+    """SAM's answer, image features (256, h, w) and prompts (points, n, 256): hooks on a SAM of our own."""
     kept: dict[str, Tensor] = {}
     extract = sam.Extractor(profile.sam, runs.device())
     extract.sam.image_encoder.register_forward_hook(lambda _m, _i, out: kept.update(features=out[0]))
     extract.sam.prompt_encoder.register_forward_hook(lambda _m, _i, out: kept.update(prompts=out[0]))  # not the dense
-    extract(image)
-    return kept["features"].float().cpu(), kept["prompts"].float().cpu()
+    found, side = extract(image), profile.sam.points_per_side
+    used = np.arange(side**2) if profile.grid is None else sam.coarser(side, profile.grid)
+    return found.at(used), kept["features"].float().cpu(), kept["prompts"][used].float().cpu()
 
 
 LANE, BETWEEN = 1.25, 0.35  # inches: row 1 has two lanes, their titles on the outside, so that arrows can pass

@@ -148,8 +148,13 @@ def pipeline(config: GenerateConfig) -> Draw:
     for quiet in (logging, text_logging):
         quiet.disable_progress_bar()
     with hub.loading("Stable Diffusion", config.model) as place:
-        pipe = StableDiffusionPipeline.from_pretrained(place, dtype=getattr(torch, config.precision)).to(device)
+        dtype = getattr(torch, config.precision)
+        pipe = StableDiffusionPipeline.from_pretrained(place, dtype=dtype, cache_dir=hub.cache()).to(device)
     pipe.set_progress_bar_config(disable=True)
+    for part in (pipe.unet, pipe.vae):  # convolutions read all channels of a pixel: they should lie side by side
+        part.to(memory_format=torch.channels_last)
+    if config.compile:
+        pipe.unet = torch.compile(pipe.unet)
 
     def draw(text: str, seeds: list[int]) -> tuple[np.ndarray, list[bool]]:
         made = pipe(

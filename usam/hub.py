@@ -1,14 +1,15 @@
 """Models that others made: a folder on disk, or a repository on the Hugging Face hub."""
 
+import os
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from tqdm import TqdmWarning
 
-from usam import paths
+from usam import paths, runs
 from usam.errors import UserError
 
 
@@ -30,6 +31,43 @@ def model_files(model: str) -> tuple[Path, ...]:
     """Files of a model's folder that decide what it makes; none of a model on the hub, whose name must do."""
     folder = Path(find_model(model))
     return tuple(sorted(f for f in folder.rglob("*") if f.suffix in (".json", ".safetensors", ".txt", ".bin")))
+
+
+def cache() -> str | None:
+    """Where the hub's libraries keep what they download: in the data folder, unless the user chose a place for them."""
+    return None if {"HF_HOME", "HF_HUB_CACHE"} & os.environ.keys() else str(paths.data() / "hub")
+
+
+def fetch(model: str) -> None:
+    """Download what the loaders read of a model on the hub, weights as safetensors if there are any; a folder stays.
+
+    A download that was stopped goes on. Without a network what is there must do.
+
+    Raises:
+        UserError: no such model, no room on the disk, or no network and nothing is there.
+    """
+    with loading("the model", model) as place:
+        if Path(place).is_dir():
+            return
+        with text_bars():
+            import httpx
+            from huggingface_hub import HfApi, snapshot_download
+        try:
+            files = {f.rfilename: f.size or 0 for f in HfApi().model_info(model, files_metadata=True).siblings}
+        except httpx.TransportError:
+            snapshot_download(model, cache_dir=cache(), local_files_only=True)
+            return
+        wanted = _read_by_loaders(files)
+        runs.check_disk(Path(cache() or paths.data()), sum(files[name] for name in wanted) / 2**30)
+        snapshot_download(model, cache_dir=cache(), allow_patterns=wanted)
+
+
+def _read_by_loaders(files: Iterable[str]) -> list[str]:
+    """Settings, vocabularies, and the weights in full precision: safetensors, else what torch pickled."""
+    plain = [name for name in files if ".fp16." not in name and "non_ema" not in name]
+    weights = [name for name in plain if name.endswith(".safetensors")]
+    weights = weights or [name for name in plain if name.endswith(".bin")]
+    return [name for name in plain if name.endswith((".json", ".txt"))] + weights
 
 
 def text_bars() -> AbstractContextManager:

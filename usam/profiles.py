@@ -26,21 +26,27 @@ class SamConfig(_Strict):
 
     Attributes:
         model: "vit_h", "vit_l", "vit_b", or "module:function" that returns a `segment_anything.modeling.Sam`.
-        checkpoint: weights, `.pth` or `.safetensors`; relative paths start at the repository.
+        checkpoint: weights, `.pth` or `.safetensors`; relative paths start at the repository. By default those that
+            segment-anything published for the model, which 00_setup downloads.
         points_per_side: side of the point grid; d = its square (10, so d = 100).
         mask_choice: which of a prompt's masks is kept: "best" = the multimask output with the highest predicted
             IoU, "single" = SAM's single-mask output.
         precision: arithmetic of the networks; prompts and positional encodings stay in float32.
         image_per_core: without a GPU, each core works on an image of its own, instead of all on the same: faster for
             small models, at the price of memory.
+        batch: images at once; by default one without a GPU, else as many as fit the GPU's free memory, up to 16.
+        compile: let torch.compile fuse the image encoder's steps: minutes at the start, a faster run after; it needs a
+            C compiler.
     """
 
     model: str
-    checkpoint: str
+    checkpoint: str | None = None
     points_per_side: Count = 10
     mask_choice: Literal["best", "single"] = "best"
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     image_per_core: bool = False
+    batch: Count | None = None
+    compile: bool = False
 
 
 class GenerateConfig(_Strict):
@@ -56,6 +62,7 @@ class GenerateConfig(_Strict):
         seed: of the run; with class and index it decides an image.
         precision: arithmetic of the model.
         device: "auto" is the GPU if there is one.
+        compile: let torch.compile fuse the model's steps: minutes at the start, faster after; it needs a C compiler.
     """
 
     model: str
@@ -66,6 +73,7 @@ class GenerateConfig(_Strict):
     seed: Seed = 0
     precision: Literal["float32", "bfloat16", "float16"] = "float32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    compile: bool = False
 
 
 class CrawlConfig(_Strict):
@@ -276,34 +284,65 @@ def load(name: str, folder: Path | None = None, seed: int | None = None) -> Prof
     """Read and check the profile `name`.
 
     Args:
-        name: of a file `NAME.yaml`.
+        name: of a file `NAME.yaml`; with the key `base` it says only what differs from that profile.
         folder: where it lies, `profiles/` by default.
         seed: to come first; the number of seeds stays.
 
     Raises:
         UserError: no such profile, no valid YAML, an unknown key or a value of the wrong type (the key is named).
     """
-    file = (folder or paths.PROFILES) / f"{name}.yaml"
-    if not file.is_file():
-        raise UserError(f"no profile '{name}': choose one of {', '.join(names())}, or write {file.name} into profiles/")
+    content: dict[str, Any] = {}
+    for file in files(name, folder):
+        content = _over(content, {key: value for key, value in _read(file).items() if key != "base"})
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise UserError(f"profiles/{file.name}: expected 'key: value' lines, found {type(content).__name__}")
-        if "name" in content:
-            raise UserError(f"profiles/{file.name}: the file's name is the profile's name: take the key 'name' out")
         profile = Profile.model_validate_json(json.dumps(content | {"name": name}, default=str))  # lists may be tuples
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"profiles/{file.name} is not valid YAML: {' '.join(str(error).split())}") from error
     except ValidationError as error:
         said = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'profile'}: {_plain(e)}" for e in error.errors())
-        raise UserError(f"profiles/{file.name}: {said}") from error
+        raise UserError(f"profiles/{name}.yaml: {said}") from error
     if seed is None:
         return profile
     if not 0 <= seed < 2**32:
         raise UserError(f"seed {seed}: choose a number from 0 to {2**32 - 1}")
     seeds = (seed, *(s for s in profile.seeds if s != seed))[: len(profile.seeds)]
     return profile.model_copy(update={"seeds": seeds})
+
+
+def files(name: str, folder: Path | None = None) -> list[Path]:
+    """The profile's file, after those that it is based on.
+
+    Raises:
+        UserError: one is not there or no valid YAML, or they go in a circle.
+    """
+    found: list[Path] = []
+    while name:
+        file = (folder or paths.PROFILES) / f"{name}.yaml"
+        if not file.is_file():
+            raise UserError(
+                f"no profile '{name}': choose one of {', '.join(names())}, or write {file.name} into profiles/"
+            )
+        if file in found:
+            raise UserError(f"profiles/{file.name}: it is its own base: take the key 'base' out of one of the files")
+        found.append(file)
+        name = _read(file).get("base")
+    return found[::-1]
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"profiles/{file.name} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"profiles/{file.name}: expected 'key: value' lines, found {type(content).__name__}")
+    if "name" in content:
+        raise UserError(f"profiles/{file.name}: the file's name is the profile's name: take the key 'name' out")
+    return content
+
+
+def _over(base: dict[str, Any], content: dict[str, Any]) -> dict[str, Any]:
+    """`base` with what `content` says instead, key by key."""
+    both = {k: _over(base[k], v) for k, v in content.items() if isinstance(v, dict) and isinstance(base.get(k), dict)}
+    return base | content | both
 
 
 def _plain(error: dict) -> str:

@@ -226,14 +226,15 @@ def run(jobs: list[Job], root: Path, data: Path, force: bool = False) -> None:
 def inputs(profile: str) -> list[Path]:
     """The files that decide the results of a run: the profile, its weights, the package, the versions of all others.
 
-    Data sets and web images are not among them: `--from NN` runs again after those have changed.
+    What 00_setup downloads is not among them: `usam.downloads`, which is, says what it has to be. Nor are data sets and
+    web images: `--from NN` runs again after those have changed.
     """
     loaded = profiles.load(profile)
     package = [p for p in sorted(paths.PACKAGE.rglob("*")) if p.is_file() and p.suffix not in {".pyc", ".md"}]
-    checkpoint = sam.find_checkpoint(loaded.sam.checkpoint)
+    weights = [sam.find_checkpoint(loaded.sam)] if loaded.sam.checkpoint else []
     models = {source.generate.model for source in loaded.sources.values() if source.generate}
     others = [file for model in sorted({*models, loaded.clip.model}) for file in hub.model_files(model)]
-    return [paths.PROFILES / f"{profile}.yaml", checkpoint, paths.ROOT / "requirements.lock", *package, *others]
+    return [*profiles.files(profile), *weights, paths.ROOT / "requirements.lock", *package, *others]
 
 
 def summary(results: Path, seconds: float) -> str:

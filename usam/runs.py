@@ -13,8 +13,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -51,11 +52,12 @@ def device() -> torch.device:
 
 
 @contextmanager
-def workers(at_once: int) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
+def workers(at_once: int, ahead: int | None = None) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
     """A `map` whose calls run in `at_once` threads, each computing on one core (torch, BLAS and OpenCV have no threads
     of their own meanwhile); the plain `map` for one.
 
-    Small networks gain: what two cores share of one image is too little to keep both busy.
+    Results that nobody has taken yet are at most `ahead`, twice the threads by default: memory does not grow with the
+    number of items. Small networks gain: what two cores share of one image is too little to keep both busy.
     """
     if at_once == 1:
         yield map
@@ -67,10 +69,24 @@ def workers(at_once: int) -> Iterator[Callable[[Callable, Iterable], Iterator]]:
             threadpool_limits(1, "blas"),
             ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) as pool,
         ):
-            yield pool.map
+            yield functools.partial(_in_order, pool, ahead or 2 * at_once)
     finally:
         torch.set_num_threads(before[0])
         cv2.setNumThreads(before[1])
+
+
+def _in_order(pool: ThreadPoolExecutor, ahead: int, function: Callable, items: Iterable) -> Iterator:
+    waiting: deque[Future] = deque()
+    try:
+        for item in items:
+            waiting.append(pool.submit(function, item))
+            if len(waiting) > ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for one in waiting:
+            one.cancel()
 
 
 def over_images(function: Callable[[int], Any], count: int, label: str) -> Iterator[Any]:
@@ -80,8 +96,8 @@ def over_images(function: Callable[[int], Any], count: int, label: str) -> Itera
 
 
 def cores() -> int:
-    """Cores that torch computes on; 1 with a GPU, which does not need them."""
-    return 1 if torch.cuda.is_available() else torch.get_num_threads()
+    """Cores that torch computes on."""
+    return torch.get_num_threads()
 
 
 def stage_key(parameters: Any, code: tuple[ModuleType, ...] = (), files: tuple[Path, ...] = ()) -> str:
@@ -95,7 +111,7 @@ def stage_key(parameters: Any, code: tuple[ModuleType, ...] = (), files: tuple[P
     digest = hashlib.sha256(json.dumps(parameters, sort_keys=True, default=_plain).encode())
     for source in [Path(module.__file__) for module in code] + list(files):
         state = source.stat()
-        digest.update(_file_sha(source, state.st_mtime_ns, state.st_size).encode())
+        digest.update(file_sha(source, state.st_mtime_ns, state.st_size).encode())
     return digest.hexdigest()[:16]
 
 
@@ -104,8 +120,8 @@ def _plain(value: Any) -> Any:
 
 
 @functools.cache
-def _file_sha(path: Path, _modified: int, _size: int) -> str:
-    """Read once as long as time and size stay: SAM ViT-H has 2.5 GB."""
+def file_sha(path: Path, _modified: int, _size: int) -> str:
+    """SHA-256 of a file, read once as long as time and size stay: SAM ViT-H has 2.5 GB."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -142,6 +158,11 @@ def hardware() -> str:
 def versions() -> str:
     """Python and the packages that decide numbers."""
     return f"python {platform.python_version()}; " + "; ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be had on a GPU, or in the machine's memory."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def peak_memory() -> float:

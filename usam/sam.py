@@ -1,18 +1,21 @@
-"""Segment Anything on a grid of points: image in, mask embeddings out (paper 3.3 and 4).
+"""Segment Anything on a grid of points: images in, mask embeddings out (paper 3.3 and 4).
 
-The tokens are taken with a forward hook on the mask decoder's transformer; segment-anything itself stays untouched.
+segment-anything itself stays untouched: `encoder` and `decoder` use its modules and weights, with less work.
 """
 
 import contextlib
 import copy
+import dataclasses
 import functools
 import importlib
+import itertools
 import math
 import textwrap
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -25,10 +28,11 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 from torchvision.transforms.functional import resize, to_pil_image
 
-from usam import decoder, paths
+from usam import decoder, downloads, encoder, paths, rle, runs
 from usam.errors import UserError
 from usam.profiles import SamConfig
 
+LARGEST, SHARE, IN_FLIGHT = 16, 0.8, 2  # images in a batch; of the GPU's free memory that is used; batches at a time
 MASK_TOKENS = slice(1, 5)  # the transformer's output tokens: [IoU, single, multi-1, multi-2, multi-3, prompt ...]
 
 
@@ -39,7 +43,8 @@ class MaskEmbeddings:
     Attributes:
         tokens: (d, 4, 256) float16, the mask tokens [single, multi-1, multi-2, multi-3]; flattened they are the
             paper's m_i of d x 1024.
-        masks: d binary masks as COCO RLE at the decoder's low resolution, padding removed.
+        masks: d binary masks as COCO RLE at the decoder's low resolution, padding removed; none where tokens are
+            enough (training images).
         iou: (d,) float32, SAM's own prediction of each mask's IoU.
         image_size: (H, W) of the image in pixels.
         extent: (height, width) that the image covers on the low-resolution masks; need not be whole numbers.
@@ -52,6 +57,16 @@ class MaskEmbeddings:
     image_size: tuple[int, int]
     extent: tuple[float, float]
     points: np.ndarray
+
+    def at(self, points: np.ndarray) -> "MaskEmbeddings":
+        """The same image with these grid points (n,) alone."""
+        masks = [self.masks[j] for j in points] if self.masks else []
+        some = dict(tokens=self.tokens[points], masks=masks, iou=self.iou[points], points=self.points[points])
+        return dataclasses.replace(self, **some)
+
+    def on_grid(self, side: int | None) -> "MaskEmbeddings":
+        """With only the points that are nearest to those of a coarser grid; with all of them for None."""
+        return self if side is None else self.at(coarser(math.isqrt(len(self.points)), side))
 
 
 def point_grid(image_size: tuple[int, int], points_per_side: int) -> np.ndarray:
@@ -98,27 +113,31 @@ def load_sam(config: SamConfig, device: torch.device | str = "cpu") -> Sam:
     """SAM with the profile's weights, in eval mode on `device`.
 
     Raises:
-        UserError: the checkpoint is missing, unreadable, or of another model.
+        UserError: the checkpoint is missing, unreadable, of another model, or has a published file's name and is not
+            that file.
     """
     sam = build_sam(config.model)
-    weights = read_checkpoint(find_checkpoint(config.checkpoint))
+    path = find_checkpoint(config)
+    downloads.check(path)
+    weights = read_checkpoint(path)
     try:
         sam.load_state_dict(weights)
     except (RuntimeError, TypeError, AttributeError) as error:  # the last two: a .pth of something else
         reason = textwrap.shorten(str(error).split("\n", 1)[-1], 200)
-        raise UserError(f"{config.checkpoint} does not hold the weights of '{config.model}': {reason}") from error
+        raise UserError(f"{path} does not hold the weights of '{config.model}': {reason}") from error
     return sam.eval().requires_grad_(False).to(device)
 
 
-def find_checkpoint(name: str) -> Path:
-    """Where the profile's checkpoint is.
+def find_checkpoint(config: SamConfig) -> Path:
+    """Where the profile's checkpoint is: the file that it names, else the published one in the data folder.
 
     Raises:
         UserError: it is not there.
     """
-    path = paths.resolve(name)
+    path = paths.resolve(config.checkpoint) if config.checkpoint else downloads.checkpoint(config.model)
     if not path.is_file():
-        raise UserError(f"SAM checkpoint {path} is missing: put the file there, or name another in the profile")
+        how = "put the file there, or name another in the profile"
+        raise UserError(f"SAM checkpoint {path} is missing: {how if config.checkpoint else 'run notebook 00_setup'}")
     return path
 
 
@@ -147,35 +166,99 @@ def captured_tokens(sam: Sam) -> Iterator[list[Tensor]]:
         hook.remove()
 
 
+class Prepared(NamedTuple):
+    """An image at SAM's input size without padding, (h, w, 3) uint8 RGB, and its own (H, W)."""
+
+    pixels: np.ndarray
+    image_size: tuple[int, int]
+
+
 class Extractor:
-    """Turns images into `MaskEmbeddings`, all d prompts of an image in one decoder call."""
+    """Turns images into `MaskEmbeddings`: several images in a call of the encoder, many prompts in one of the decoder.
+
+    `sam` is the model in the profile's precision but for the prompt encoder: coordinates and positions stay in float32.
+    """
 
     def __init__(self, config: SamConfig, device: torch.device | str = "cpu", sam: Sam | None = None):
         self.config = config
         self.device = torch.device(device)
-        self.sam = sam if sam is not None else load_sam(config, device)
+        self.sam = load_sam(config, device) if sam is None else copy.deepcopy(sam)
         self.precision = getattr(torch, config.precision)
-        # A decoder whose weights have the precision: autocast would convert back and forth at every step.
-        self.decoder = copy.deepcopy(self.sam.mask_decoder).to(self.precision)
+        self.sam.image_encoder.to(self.precision)
+        self.sam.mask_decoder.to(self.precision)
+        encoder.fuse(self.sam.image_encoder)
+        self.encoder = torch.compile(self.sam.image_encoder) if config.compile else self.sam.image_encoder
 
     def __call__(self, image: np.ndarray) -> MaskEmbeddings:
         """Embeddings of one image, (H, W, 3) uint8 RGB."""
-        size = image.shape[:2]
-        points = point_grid(size, self.config.points_per_side)
-        logits, iou, tokens, inner = self.decode(image, points)
-        best = (
-            1 + iou[:, 1:].argmax(1) if self.config.mask_choice == "best" else torch.zeros(len(iou), dtype=torch.long)
-        )
-        rows = torch.arange(len(best))
-        side = self.sam.image_encoder.img_size
-        extent = tuple(i * n / side for i, n in zip(inner, logits.shape[-2:], strict=True))
-        chosen = logits[rows, best.to(logits.device)] > 0  # (d, h, w)
-        cropped = chosen[:, : math.ceil(extent[0]), : math.ceil(extent[1])].cpu().numpy()
-        return MaskEmbeddings(
-            tokens.half().cpu().numpy(), encode(cropped), iou[rows, best].float().cpu().numpy(), size, extent, points
-        )
+        return self.several([self.prepare(image)])[0]
 
-    @torch.inference_mode()
+    def stream(
+        self, ids: Iterable[Any], load: Callable[[Any], np.ndarray], masks: bool = True
+    ) -> Iterator[MaskEmbeddings]:
+        """Embeddings of many images in their order, in constant memory.
+
+        Without a GPU `image_per_core` decides what the cores do. With one, as many images are in a batch as its free
+        memory takes; two batches are on their way at the same time, so that the GPU does not wait for the CPU, and all
+        cores read and shrink the images of the next ones.
+
+        Args:
+            ids: what `load` makes an image (H, W, 3) uint8 RGB of.
+            load: called from several threads.
+            masks: draw them; without, tokens and predicted IoU are all there is.
+        """
+        gpu = self.device.type == "cuda"
+        readers = runs.cores() if gpu else 1
+        at_once = 2 if gpu else runs.cores() if self.config.image_per_core else 1
+        with runs.workers(readers, 4 * self.batch) as read, runs.workers(at_once) as each:
+            images = read(lambda one: self.prepare(load(one)), ids)
+            for found in each(lambda some: self.several(some, masks), _batches(images, self.batch)):
+                yield from found
+
+    @functools.cached_property
+    def batch(self) -> int:
+        """Images at once: the profile's number; else one without a GPU, or what fits its free memory, up to `LARGEST`.
+
+        Raises:
+            UserError: not even one fits.
+        """
+        if self.config.batch or self.device.type != "cuda":
+            return self.config.batch or 1
+        blank = Prepared(np.zeros((self.side, self.side, 3), np.uint8), (self.side, self.side))
+        before = torch.cuda.memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self.several([blank] * 2)
+        two = torch.cuda.max_memory_allocated(self.device) - before
+        torch.cuda.empty_cache()
+        return int(np.clip(SHARE * runs.free_memory(self.device) / IN_FLIGHT / (two / 2), 1, LARGEST))
+
+    @property
+    def side(self) -> int:
+        """Of SAM's square input, in pixels."""
+        return self.sam.image_encoder.img_size
+
+    def prepare(self, image: np.ndarray) -> Prepared:
+        """An image (H, W, 3) uint8 RGB at the size at which SAM sees it."""
+        height, width = ResizeLongestSide.get_preprocess_shape(*image.shape[:2], self.side)
+        inner = [max(height, 1), max(width, 1)]  # a strip of 20000 x 10 still has a row
+        return Prepared(np.array(resize(to_pil_image(image), inner)), image.shape[:2])
+
+    def several(self, images: Sequence[Prepared], masks: bool = True) -> list[MaskEmbeddings]:
+        """Embeddings of some images in one call of the encoder; see `stream`."""
+        points = [point_grid(one.image_size, self.config.points_per_side) for one in images]
+        with _own_stream(self.device), _enough_memory(self.device):
+            logits, iou, tokens = self._answers(images, points, self._choose if masks else None)
+            chosen = iou.take_along_dim(self._choose(iou), -1)[..., 0].float().cpu().numpy()
+            tokens = tokens.half().cpu().numpy()
+            found = []
+            for k, (image, size) in enumerate(images):
+                low = self.sam.prompt_encoder.mask_input_size  # that of masks, too
+                extent = tuple(n * whole / self.side for n, whole in zip(image.shape[:2], low, strict=True))
+                rows, columns = map(math.ceil, extent)
+                drawn = rle.encode(logits[k, :, 0, :rows, :columns] > 0) if masks else []
+                found.append(MaskEmbeddings(tokens[k], drawn, chosen[k], size, extent, points[k]))
+        return found
+
     def decode(self, image: np.ndarray, points: np.ndarray) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
         """SAM's four masks for each of N point prompts.
 
@@ -187,45 +270,72 @@ class Extractor:
             mask logits (N, 4, h, w) at low resolution with padding, predicted IoU (N, 4), tokens (N, 4, 256), all
             float32, and the (height, width) of the image inside SAM's square input.
         """
-        pixels, inner = self._pixels(image)
-        scale = np.float32([inner[1] / image.shape[1], inner[0] / image.shape[0]])
-        coordinates = torch.as_tensor(points * scale, device=self.device)[:, None]  # (N, 1, 2), one prompt each
-        labels = torch.ones(len(points), 1, device=self.device)
-        sparse, dense = self.sam.prompt_encoder((coordinates, labels), None, None)  # float32, outside autocast
+        prepared = self.prepare(image)
+        answers = self._answers([prepared], [points], lambda iou: torch.arange(4, device=iou.device).expand_as(iou))
+        return *(answer[0].float() for answer in answers), prepared.pixels.shape[:2]
+
+    @torch.inference_mode()
+    def _answers(
+        self, images: Sequence[Prepared], points: Sequence[np.ndarray], choose: Callable[[Tensor], Tensor] | None
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """As `decoder.decode`, of each image's points (N, 2) in its own pixels."""
+        scales = [np.float32(one.pixels.shape[1::-1]) / np.float32(one.image_size[::-1]) for one in images]
+        coordinates = torch.from_numpy(np.concatenate([p * s for p, s in zip(points, scales, strict=True)]))
+        labels = torch.ones(len(coordinates), 1, device=self.device)
+        sparse, dense = self.sam.prompt_encoder((coordinates[:, None].to(self.device), labels), None, None)
         positions = self.sam.prompt_encoder.get_dense_pe()
-        with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            features = self.sam.image_encoder(pixels)
-        inputs = (x.to(self.precision) for x in (features, positions, sparse, dense[:1]))
-        logits, iou, tokens = decoder.decode(self.decoder, *inputs)
-        return logits.float(), iou.float(), tokens.float(), inner
+        features = self.encoder(torch.stack([self._pixels(one.pixels) for one in images]).to(self.precision))
+        prompts = sparse.unflatten(0, (len(images), -1))
+        inputs = (x.to(self.precision) for x in (features, positions, prompts, dense[:1]))
+        return decoder.decode(self.sam.mask_decoder, *inputs, choose)
 
-    def _pixels(self, image: np.ndarray) -> tuple[Tensor, tuple[int, int]]:
-        """SAM's normalised, padded input (1, 3, S, S) and the (height, width) of the image in it."""
-        side = self.sam.image_encoder.img_size
-        height, width = ResizeLongestSide.get_preprocess_shape(*image.shape[:2], side)
-        inner = (max(height, 1), max(width, 1))  # a strip of 20000 x 10 still has a row
-        small = np.asarray(resize(to_pil_image(image), list(inner)))
-        tensor = torch.as_tensor(small.copy(), device=self.device).permute(2, 0, 1)[None]
-        return self.sam.preprocess(tensor), inner
+    def _pixels(self, pixels: np.ndarray) -> Tensor:
+        """SAM's normalised, padded input (3, S, S) float32."""
+        return self.sam.preprocess(torch.from_numpy(pixels).to(self.device).permute(2, 0, 1))
+
+    def _choose(self, iou: Tensor) -> Tensor:
+        """Which mask of each prompt is kept, (..., 1), by the predicted IoU (..., 4)."""
+        if self.config.mask_choice == "single":
+            return torch.zeros_like(iou[..., :1], dtype=torch.long)
+        return 1 + iou[..., 1:].argmax(-1, keepdim=True)
 
 
-class LazyExtractor:
-    """An `Extractor` that loads SAM at the first image: a stage that finds all its shards loads nothing."""
+def _batches(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    items = iter(items)
+    while some := list(itertools.islice(items, size)):
+        yield some
 
-    def __init__(self, config: SamConfig, device: torch.device | str = "cpu"):
-        self._load = functools.cache(lambda: Extractor(config, device))
-        self._loading = threading.Lock()
 
-    def __call__(self, image: np.ndarray) -> MaskEmbeddings:
-        """As `Extractor`."""
-        with self._loading:
-            extractor = self._load()
-        return extractor(image)
+_mine = threading.local()  # `stream`: of this thread, on the GPU
+
+
+@contextlib.contextmanager
+def _own_stream(device: torch.device) -> Iterator[None]:
+    """What two threads want of the GPU runs side by side: each waits for its own results only."""
+    if device.type != "cuda":
+        yield
+        return
+    if not hasattr(_mine, "stream"):
+        _mine.stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(_mine.stream):
+        yield
+
+
+@contextlib.contextmanager
+def _enough_memory(device: torch.device) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        free, total = (n / 2**30 for n in torch.cuda.mem_get_info(device))
+        raise UserError(
+            f"SAM does not fit the GPU's memory ({free:.1f} of {total:.1f} GiB are free): write a smaller `batch` into "
+            "the profile's `sam`, choose a smaller model, or stop what else runs there"
+        ) from error
 
 
 def encode(masks: np.ndarray) -> list[dict]:
     """Bool masks (N, H, W) as COCO RLE."""
-    return rle_codec.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8)) if len(masks) else []
+    return rle.encode(torch.from_numpy(masks))
 
 
 def decode(rles: list[dict]) -> np.ndarray:

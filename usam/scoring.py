@@ -15,6 +15,7 @@ from usam import (
     clip_baseline,
     datasets,
     decoder,
+    encoder,
     evaluation,
     granularity,
     head,
@@ -23,6 +24,7 @@ from usam import (
     inference,
     metrics,
     paths,
+    rle,
     runs,
     sam,
     sources,
@@ -42,10 +44,10 @@ def state(profile: Profile) -> str:
     It stands in each row of runs.csv, so that a table never mixes scores of different code.
     """
     code = (
-        classes, clip_baseline, datasets, decoder, evaluation, granularity, head, images, inference, metrics, sam,
-        stages, store, training,
+        classes, clip_baseline, datasets, decoder, encoder, evaluation, granularity, head, images, inference, metrics,
+        rle, sam, stages, store, training,
     )  # fmt: skip
-    place = paths.data() / profile.name / "images"
+    place = paths.data() / "images"
     made = [sources.content_key(place, name, source) for name, source in profile.sources.items()]
     makers = sorted({config.maker for config in profile.datasets.values() if config.maker})
     files = [file for maker in makers for file in images.sources_of(maker)]

@@ -4,7 +4,7 @@ all its inputs, says whether it was made or reused, and makes only what is missi
 import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,12 +14,13 @@ import pandas as pd
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 
-from usam import datasets, decoder, head, images, paths, runs, sam, sources, store, training
+from usam import datasets, decoder, encoder, head, images, paths, rle, runs, sam, sources, store, training
 from usam.datasets import CocoDataset, Dataset, VocDataset
 from usam.errors import UserError
 from usam.granularity import Grouped
 from usam.head import MaskClassifier
 from usam.profiles import DataConfig, Profile
+from usam.sam import MaskEmbeddings
 from usam.sources import TrainingImages
 from usam.store import EmbeddingStore
 
@@ -105,7 +106,7 @@ def training_images(profile: Profile, source: str) -> TrainingImages:
     if source not in profile.sources:
         raise UserError(f"profile '{profile.name}' has no source '{source}': it has {', '.join(profile.sources)}")
     names = sorted({name for which in profile.datasets for name in class_names(profile, which)})
-    made = sources.collect(paths.data() / profile.name / "images", source, profile.sources[source], names)
+    made = sources.collect(paths.data() / "images", source, profile.sources[source], names)
     _say(f"{len(made.table)} {source} images", made.hit, made.folder)
     return made
 
@@ -113,7 +114,8 @@ def training_images(profile: Profile, source: str) -> TrainingImages:
 def embeddings(profile: Profile, what: str, split: str | None = None) -> EmbeddingStore:
     """Mask embeddings of a source's images ("synthetic", "web") or of a data set's split ("voc", "coco").
 
-    With `profile.grid`, only those of the points that are nearest to a coarser grid's.
+    Those of a source are without masks: the head learns from tokens alone. With `profile.grid`, only those of the
+    points that are nearest to a coarser grid's.
     """
     if what in profile.sources:
         return _embedded_images(profile, what, training_images(profile, what))
@@ -125,18 +127,29 @@ def embeddings(profile: Profile, what: str, split: str | None = None) -> Embeddi
 
 
 def _embedded_images(profile: Profile, source: str, made: TrainingImages) -> EmbeddingStore:
-    return _embedded(profile, source, made.table["file"].tolist(), lambda i: images.read(made.folder / i), made.key)
+    ids = made.table["file"].tolist()
+    return _embedded(profile, source, ids, lambda i: images.read(made.folder / i), made.key, masks=False)
 
 
-def _embedded(profile: Profile, name: str, ids: list, load: Callable[[Any], np.ndarray], origin: str) -> EmbeddingStore:
+def _embedded(
+    profile: Profile, name: str, ids: list, load: Callable[[Any], np.ndarray], origin: str, masks: bool = True
+) -> EmbeddingStore:
     """The store of the images `load(id)`, in a folder named by `name` and a key of `origin`, SAM and its settings."""
-    key = runs.stage_key([origin, profile.sam], (decoder, images, sam, store), sam_files(profile))
+    settings = profile.sam.model_dump(mode="json", exclude=HOW_FAST)
+    key = runs.stage_key([origin, settings, masks], (decoder, encoder, images, rle, sam, store), sam_files(profile))
     folder = paths.data() / profile.name / "embeddings" / f"{name}-{key}"
-    hit = sum(1 for _ in folder.glob("[0-9]*/masks.json")) == -(-len(ids) // store.SHARD)
-    extract, at_once = sam.LazyExtractor(profile.sam, runs.device()), runs.cores() if profile.sam.image_per_core else 1
-    found = store.build(folder, ids, load, extract, f"{name} embeddings", at_once)
+    hit = sum(1 for _ in folder.glob("[0-9]*/images.json")) == -(-len(ids) // store.SHARD)
+
+    def stream(some: Iterable) -> Iterator[MaskEmbeddings]:
+        """SAM is loaded when an image is missing, not before."""
+        return sam.Extractor(profile.sam, runs.device()).stream(some, load, masks)
+
+    found = store.build(folder, ids, stream, f"{name} embeddings")
     _say(f"embeddings of {len(found)} images", hit, folder)
     return found if profile.grid is None else found.at(sam.coarser(profile.sam.points_per_side, profile.grid))
+
+
+HOW_FAST = {"image_per_core", "batch", "compile"}  # of SAM's settings: with others the embeddings on disk stay good
 
 
 def data_key(profile: Profile, which: str, split: str | None = None) -> str:
@@ -154,7 +167,7 @@ def _files_state(profile: Profile, which: str, files: list[Path]) -> str | list:
 
 def sam_files(profile: Profile) -> tuple[Path, ...]:
     """Weights, and the sources of a SAM that is not segment-anything's own."""
-    checkpoint = sam.find_checkpoint(profile.sam.checkpoint)
+    checkpoint = sam.find_checkpoint(profile.sam)
     return checkpoint, *(images.sources_of(profile.sam.model) if ":" in profile.sam.model else ())
 
 

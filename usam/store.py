@@ -3,22 +3,27 @@
 A store is a folder of shards. A shard holds up to SHARD images and appears under its name only when it is whole, so
 that a run that was killed goes on where it stopped:
 
-    00000/tokens.npy   (n, d, 4, 256) float16, memory-mapped when read
-    00000/iou.npy      (n, d) float32
-    00000/masks.json   a list of n: id, image_size, extent, and d RLE strings with their size
+    00000/tokens.npy    (n, d, 4, 256) float16
+    00000/iou.npy       (n, d) float32
+    00000/images.json   a list of n: id, image_size, extent; where masks were drawn, their size, and two more files
+    00000/masks.npy     the text of all RLEs, one after the other, uint8
+    00000/ends.npy      (n, d) int64, where each ends
+
+Whoever asks for an image gets it from the disk: memory does not grow with the store.
 """
 
 import copy
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from usam import runs
 from usam.errors import UserError
 from usam.runs import alone, writing
 from usam.sam import MaskEmbeddings, point_grid
@@ -30,34 +35,43 @@ class EmbeddingStore(Sequence[MaskEmbeddings]):
     """Read access to a finished store in `folder`; `store[i]` are the embeddings of image `store.ids[i]`."""
 
     def __init__(self, folder: Path):
-        shards = sorted(p for p in folder.glob("[0-9]" * 5) if p.is_dir())
-        if not shards:
+        self._shards = sorted(p for p in folder.glob("[0-9]" * 5) if p.is_dir())
+        if not self._shards:
             raise UserError(f"no embeddings in {folder}: run notebook 02_embeddings first")
         self.folder = folder
-        self._points: slice | np.ndarray = slice(None)
-        self._tokens = [np.load(s / "tokens.npy", mmap_mode="r") for s in shards]
-        self._iou = np.concatenate([np.load(s / "iou.npy") for s in shards])
-        self._entries = [entry for s in shards for entry in json.loads((s / "masks.json").read_text())]
-        self._starts = np.cumsum([0] + [len(t) for t in self._tokens])
-        self.ids: list[str | int] = [entry["id"] for entry in self._entries]
+        self._points: np.ndarray | None = None  # None: all
+        images = [json.loads((shard / "images.json").read_text()) for shard in self._shards]
+        self._images = list(chain.from_iterable(images))
+        self._starts = np.cumsum([0] + [len(some) for some in images])
+        self._side = math.isqrt(self._file(0, "iou").shape[1])
+        self.ids: list[str | int] = [image["id"] for image in self._images]
 
     def __len__(self) -> int:
-        return len(self._entries)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> MaskEmbeddings:
         index = range(len(self))[index]  # from the end, too
-        entry = self._entries[index]
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        masks = [{"size": entry["size"], "counts": c.encode()} for c in np.array(entry["counts"])[self._points]]
-        tokens = np.asarray(self._tokens[shard][index - self._starts[shard]][self._points])
-        size, side = tuple(entry["image_size"]), math.isqrt(len(entry["counts"]))
-        points = point_grid(size, side)[self._points]
-        return MaskEmbeddings(tokens, masks, self._iou[index][self._points], size, tuple(entry["extent"]), points)
+        image, (shard, row) = self._images[index], self._place(index)
+        tokens, iou = (np.array(self._file(shard, name)[row]) for name in ("tokens", "iou"))
+        masks = self._masks(shard, row, image["size"]) if "size" in image else []
+        size = tuple(image["image_size"])
+        whole = MaskEmbeddings(tokens, masks, iou, size, tuple(image["extent"]), point_grid(size, self._side))
+        return whole if self._points is None else whole.at(self._points)
 
-    @property
-    def tokens(self) -> np.ndarray:
-        """All flattened tokens, (N, d, 1024) float16, read into memory."""
-        return np.concatenate([t.reshape(len(t), t.shape[1], -1)[:, self._points] for t in self._tokens])
+    def _file(self, shard: int, name: str) -> np.ndarray:
+        """Memory-mapped for as long as it is held: not longer, since open files and mapped pages count."""
+        return np.load(self._shards[shard] / f"{name}.npy", mmap_mode="r")
+
+    def _place(self, index: int) -> tuple[int, int]:
+        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
+        return shard, index - int(self._starts[shard])
+
+    def _masks(self, shard: int, row: int, size: list[int]) -> list[dict]:
+        ends = self._file(shard, "ends")
+        before = int(ends[row - 1, -1]) if row else 0
+        text = self._file(shard, "masks")[before : int(ends[row, -1])].tobytes()
+        cuts = [0, *(ends[row] - before).tolist()]
+        return [{"size": size, "counts": text[a:b]} for a, b in pairwise(cuts)]
 
     def at(self, points: np.ndarray) -> "EmbeddingStore":
         """The same store with these grid points (n,) alone."""
@@ -65,24 +79,36 @@ class EmbeddingStore(Sequence[MaskEmbeddings]):
         fewer._points = points
         return fewer
 
+    def tokens(self, indices: np.ndarray) -> np.ndarray:
+        """Flattened tokens (n, d, 1024) float16 of some images; each shard is opened once."""
+        shards = np.searchsorted(self._starts, indices, side="right") - 1
+        found = np.empty((len(indices), *self.shape[1:]), np.float16)
+        for shard in np.unique(shards):
+            at = np.flatnonzero(shards == shard)
+            some = self._file(shard, "tokens")[indices[at] - self._starts[shard]]
+            found[at] = (some if self._points is None else some[:, self._points]).reshape(len(at), *self.shape[1:])
+        return found
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(N, d, 1024) of all flattened tokens."""
+        _, d, *width = self._file(0, "tokens").shape
+        return len(self), d if self._points is None else len(self._points), math.prod(width)
+
 
 def build(
     folder: Path,
     ids: Sequence[str | int],
-    load_image: Callable[[str | int], np.ndarray],
-    extract: Callable[[np.ndarray], MaskEmbeddings],
+    stream: Callable[[Iterable[Any]], Iterator[MaskEmbeddings]],
     label: str = "embeddings",
-    at_once: int = 1,
 ) -> EmbeddingStore:
     """Take the embeddings that `folder` does not hold yet, shard by shard, and open the store.
 
     Args:
         folder: of this set of images and these settings alone (name it by `runs.stage_key`).
         ids: of the images, in order.
-        load_image: id -> (H, W, 3) uint8 RGB.
-        extract: an `Extractor`.
+        stream: ids -> their embeddings in this order, such as `sam.Extractor.stream`; not called if all are there.
         label: text before the progress bar.
-        at_once: images in work at the same time, each in a thread of its own, which computes on one core.
 
     Raises:
         UserError: an image that cannot be read, a full disk. Shards that are finished stay.
@@ -90,23 +116,19 @@ def build(
     parts = [list(ids[k : k + SHARD]) for k in range(0, len(ids), SHARD)]
     with alone(folder):
         todo = [(k, part) for k, part in enumerate(parts) if not _is_whole(folder / f"{k:05d}", part)]
-        done = len(ids) - sum(len(part) for _, part in todo)
-        with (
-            tqdm(total=len(ids), initial=done, desc=label, unit="image", disable=not todo) as bar,
-            runs.workers(at_once) as each,
-        ):
+        missing = [one for _, part in todo for one in part]
+        bar = tqdm(total=len(ids), initial=len(ids) - len(missing), desc=label, unit="image", disable=not todo)
+        with bar:
+            found = _counted(stream(missing) if missing else iter(()), bar)
             for k, part in todo:
-                entries = _progress(each(lambda i: extract(load_image(i)), part), bar)
-                _write(folder / f"{k:05d}", part, entries)
+                _write(folder / f"{k:05d}", part, list(islice(found, len(part))))
     return EmbeddingStore(folder)
 
 
-def _progress(items: Iterable[MaskEmbeddings], bar: tqdm) -> list[MaskEmbeddings]:
-    taken = []
+def _counted(items: Iterable[MaskEmbeddings], bar: tqdm) -> Iterator[MaskEmbeddings]:
     for item in items:
-        taken.append(item)
         bar.update()
-    return taken
+        yield item
 
 
 def _is_whole(shard: Path, ids: list[str | int]) -> bool:
@@ -114,10 +136,14 @@ def _is_whole(shard: Path, ids: list[str | int]) -> bool:
     if not shard.is_dir():
         return False
     try:
-        entries = json.loads((shard / "masks.json").read_text())
-        whole = [e["id"] for e in entries] == ids
-        whole &= len(np.load(shard / "tokens.npy", mmap_mode="r")) == len(np.load(shard / "iou.npy")) == len(ids)
-    except (OSError, ValueError, KeyError, EOFError):
+        images = json.loads((shard / "images.json").read_text())
+        whole = [image["id"] for image in images] == ids
+        tokens, iou = (np.load(shard / f"{name}.npy", mmap_mode="r") for name in ("tokens", "iou"))
+        whole &= len(tokens) == len(iou) == len(ids)
+        if "size" in images[0]:
+            masks, ends = (np.load(shard / f"{name}.npy", mmap_mode="r") for name in ("masks", "ends"))
+            whole &= ends.shape == iou.shape and int(ends[-1, -1]) == len(masks)
+    except (OSError, ValueError, LookupError, TypeError, EOFError):
         whole = False
     if not whole:
         shutil.rmtree(shard)
@@ -127,14 +153,9 @@ def _is_whole(shard: Path, ids: list[str | int]) -> bool:
 def _write(shard: Path, ids: list[str | int], embeddings: list[MaskEmbeddings]) -> None:
     beside = shard.with_suffix(".part")
     shutil.rmtree(beside, ignore_errors=True)
-    entries = [
-        {
-            "id": i,
-            "image_size": e.image_size,
-            "extent": e.extent,
-            "size": [int(n) for n in e.masks[0]["size"]],
-            "counts": [m["counts"].decode() for m in e.masks],
-        }
+    masks = [mask for one in embeddings for mask in one.masks]
+    images = [
+        {"id": i, "image_size": e.image_size, "extent": e.extent} | ({"size": e.masks[0]["size"]} if masks else {})
         for i, e in zip(ids, embeddings, strict=True)
     ]
     try:
@@ -142,7 +163,11 @@ def _write(shard: Path, ids: list[str | int], embeddings: list[MaskEmbeddings]) 
             beside.mkdir(parents=True)
             np.save(beside / "tokens.npy", np.stack([e.tokens for e in embeddings]))
             np.save(beside / "iou.npy", np.stack([e.iou for e in embeddings]))
-            (beside / "masks.json").write_text(json.dumps(entries))
+            if masks:
+                np.save(beside / "masks.npy", np.frombuffer(b"".join(m["counts"] for m in masks), np.uint8))
+                ends = np.cumsum([len(m["counts"]) for m in masks], dtype=np.int64)
+                np.save(beside / "ends.npy", ends.reshape(len(embeddings), -1))
+            (beside / "images.json").write_text(json.dumps(images))
             beside.rename(shard)
     except UserError:
         shutil.rmtree(beside, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Training of the head (paper 3.5, 4): the teacher by multiple-instance learning, the student by distillation."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,30 +15,34 @@ from usam.errors import UserError
 from usam.head import MaskClassifier, bad_masks, bag_scores, mil_loss, uncertainty_loss
 from usam.profiles import DistillationConfig, HeadConfig
 
+AT_ONCE, SHARE = 64, 0.7  # images read at once; of the free memory that tokens may take
+
 
 @dataclass(frozen=True)
 class Bags:
     """Training images as bags of masks.
 
     Attributes:
-        tokens: (N, d, 1024) float16, each image's mask embeddings.
-        labels: (N, C) float32 multi-hot, the classes of each image.
+        tokens: image numbers (n,) -> their mask embeddings (n, d, 1024) float16, from memory or from disk.
+        images: (N,) int64, the numbers of the training images.
+        labels: (N, C) float32 multi-hot, the classes of each.
     """
 
-    tokens: Tensor
+    tokens: Callable[[np.ndarray], np.ndarray]
+    images: np.ndarray
     labels: Tensor
 
     @classmethod
     def of(
         cls,
-        tokens: np.ndarray,
+        tokens: Callable[[np.ndarray], np.ndarray],
         image_classes: list[str],
         class_names: tuple[str, ...] | list[str],
         per_class: int | None = None,
     ) -> "Bags":
         """Bags of single-object images: those of `image_classes` that are among `class_names`, in that class order.
 
-        Of each class the first `per_class`, all by default.
+        Of each class the first `per_class`, all by default. `tokens` is that of an `EmbeddingStore`, for instance.
 
         Raises:
             UserError: a class has no image.
@@ -52,22 +57,28 @@ class Bags:
         rows = [i for i, name in enumerate(image_classes) if name in index and few[i]]
         labels = torch.zeros(len(rows), len(index))
         labels[range(len(rows)), [index[image_classes[i]] for i in rows]] = 1
-        return cls(torch.from_numpy(tokens[rows]), labels)
+        return cls(tokens, np.array(rows), labels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int | Tensor) -> Tensor:
+        """Mask embeddings (d, 1024) of a training image, or (n, d, 1024) of those at `index` (n,)."""
+        some = torch.from_numpy(self.tokens(np.atleast_1d(self.images[np.asarray(index)])))
+        return some[0] if np.ndim(index) == 0 else some
 
     def shuffled(self, seed: int) -> "Bags":
         """The same images with the labels of others: what is left to learn is chance."""
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
-        return Bags(self.tokens, self.labels[order])
+        return Bags(self.tokens, self.images, self.labels[order])
 
 
-def statistics(tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation (1024,) float32 of all masks' tokens (N, d, 1024), image by image."""
-    total, squares = torch.zeros(2, tokens.shape[-1], dtype=torch.float64, device=tokens.device)
-    for image in tokens:
-        values = image.double()
-        total += values.sum(0)
-        squares += values.square().sum(0)
-    count = tokens.shape[0] * tokens.shape[1]
+def statistics(bags: Bags, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (1024,) float32 of all masks' tokens."""
+    total, squares, count = 0.0, 0.0, 0
+    for rows in torch.arange(len(bags)).split(AT_ONCE):
+        values = bags[rows].to(device).flatten(0, 1).double()
+        total, squares, count = total + values.sum(0), squares + values.square().sum(0), count + len(values)
     mean = total / count
     std = (squares / count - mean**2).clamp(min=0).sqrt()
     return mean.float(), std.clamp(min=1e-4).float()
@@ -99,21 +110,21 @@ def train(
     """
     order = runs.seed_everything(seed)
     labels = bags.labels.to(device)
-    model = MaskClassifier(labels.shape[1], *statistics(bags.tokens), head.widths).to(device)
+    model = MaskClassifier(labels.shape[1], *statistics(bags, device), head.widths).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=head.learning_rate, fused=True)
-    inputs = _inputs(model, bags.tokens, getattr(torch, head.precision))
+    inputs = _inputs(model, bags, getattr(torch, head.precision))
     bad = _bad_masks(teacher, bags, head, distillation) if teacher is not None else None
     history = []
     for epoch in tqdm(range(head.epochs), desc=label, unit="epoch", leave=False):
-        sums = torch.zeros(4)
+        sums = torch.zeros(4, device=device)
         for rows in torch.randperm(len(labels), generator=order).split(head.batch_size):
             with _products(head, labels.device):
-                logits = model.layers(inputs[rows]).float()  # (B, d, C)
+                logits = model.layers(inputs(rows)).float()  # (B, d, C)
             loss, said = _loss(logits, labels[rows], head, None if bad is None else bad[rows], distillation)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            sums += torch.tensor(said) * len(rows)
+            sums += said * len(rows)
         history.append((epoch + 1, *(sums / len(labels)).tolist()))
     return model.eval().requires_grad_(False), pd.DataFrame(
         history, columns=["epoch", "mil", "uncertainty", "bad", "accuracy"]
@@ -125,12 +136,24 @@ def _products(head: HeadConfig, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=head.precision == "bfloat16")
 
 
-def _inputs(model: MaskClassifier, tokens: Tensor, precision: torch.dtype) -> Tensor:
-    """Standardised tokens (N, d, 1024), once for all epochs, in the type that the first product wants."""
-    inputs = torch.empty(tokens.shape, dtype=precision, device=model.mean.device)
-    for image, values in zip(inputs, tokens, strict=True):  # image by image: no second copy in float32
-        image.copy_(model.standardised(values.to(inputs.device)))
-    return inputs
+def _inputs(model: MaskClassifier, bags: Bags, precision: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Training images (n,) -> standardised tokens (n, d, 1024) in the type that the first product wants.
+
+    They stay where the model is if they fit its memory, made once for all epochs; else they are read again each time.
+    """
+    device = model.mean.device
+
+    @torch.no_grad()
+    def read(rows: Tensor) -> Tensor:
+        return model.standardised(bags[rows].to(device)).to(precision)
+
+    first = read(torch.arange(1))
+    if len(bags) * first.nbytes > SHARE * runs.free_memory(device):
+        return read
+    resident = first.new_empty(len(bags), *first.shape[1:])
+    for rows in torch.arange(len(bags)).split(AT_ONCE):
+        resident[rows] = read(rows)
+    return resident.__getitem__
 
 
 @torch.no_grad()
@@ -138,22 +161,26 @@ def _bad_masks(teacher: MaskClassifier, bags: Bags, head: HeadConfig, distillati
     """B_i of all images, (N, d) bool: the teacher is frozen, so that it needs to be asked but once."""
     device, found = teacher.mean.device, []
     threshold = distillation.entropy_threshold * math.log(bags.labels.shape[1])
-    for tokens, labels in zip(bags.tokens.split(head.batch_size), bags.labels.split(head.batch_size), strict=True):
+    for rows in torch.arange(len(bags)).split(head.batch_size):
         with _products(head, device):
-            opinion = teacher(tokens.to(device)).float()
-        found.append(bad_masks(opinion, labels.to(device), threshold))
+            opinion = teacher(bags[rows].to(device)).float()
+        found.append(bad_masks(opinion, bags.labels[rows].to(device), threshold))
     return torch.cat(found)
 
 
 def _loss(
     logits: Tensor, labels: Tensor, head: HeadConfig, bad: Tensor | None, distillation: DistillationConfig | None
-) -> tuple[Tensor, tuple[float, float, float, float]]:
-    """The objective on one batch, and (mil, uncertainty, bad share, accuracy) of it; a teacher has no `bad`."""
+) -> tuple[Tensor, Tensor]:
+    """The objective on one batch, and (mil, uncertainty, bad share, accuracy) of it; a teacher has no `bad`.
+
+    What is said stays on the device: to ask for a number after each step would make a GPU wait.
+    """
     mil = mil_loss(logits, labels, head.a)
     with torch.no_grad():
         right = labels.gather(1, bag_scores(logits, head.a).argmax(1, keepdim=True)).mean()
     if bad is None:
-        return mil, (mil.item(), 0.0, 0.0, right.item())
+        nothing = torch.zeros_like(right)
+        return mil, torch.stack([mil.detach(), nothing, nothing, right])
     uncertainty = uncertainty_loss(logits, bad, distillation.reduction)
     loss = distillation.lambda_mil * mil + distillation.lambda_uncertainty * uncertainty
-    return loss, (mil.item(), uncertainty.item(), bad.float().mean().item(), right.item())
+    return loss, torch.stack([mil.detach(), uncertainty.detach(), bad.float().mean(), right])
