@@ -12,12 +12,15 @@ from torch import Tensor, nn
 from transformers import SamConfig as TheirConfig
 from transformers import SamModel
 
-from usam import decoder, encoder, rle, sam
+from usam import decoder, encoder, rle, runs, sam
 from usam.profiles import SamConfig
 from usam.sam import Extractor, decode, encode, load_sam, point_grid, to_image_size
 
 SMALL = "usam.mini.sam:build_sam"
 WEIGHTS = "usam/mini/weights/sam.safetensors"
+
+
+NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="ViT-H in float32 wants a GPU")
 
 
 def ALL(iou: Tensor) -> Tensor:
@@ -162,6 +165,48 @@ def test_parity_with_transformers(which, trained):
         print(f"{which}: {name} differ by at most {difference:.1e} of {scale:.3g} ({difference / scale:.1e})")
         assert difference <= 1e-3 * scale
     assert (tokens[0] - tokens[99]).abs().max() > 1e-2  # the points matter
+
+
+SIZES_OF = {
+    "vit_b": dict(hidden_size=768, num_hidden_layers=12, num_attention_heads=12, global_attn_indexes=[2, 5, 8, 11]),
+    "vit_h": dict(hidden_size=1280, num_hidden_layers=32, num_attention_heads=16, global_attn_indexes=[7, 15, 23, 31]),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vit_b", pytest.param("vit_h", marks=NEEDS_GPU)])
+def test_parity_with_transformers_at_full_size(name):
+    device = runs.device()
+    torch.manual_seed(0)
+    ours = sam.build_sam(name).eval()
+    for parameter in ours.parameters():
+        if not parameter.any():
+            nn.init.normal_(parameter, std=0.02)
+    vision = SIZES_OF[name]
+    theirs = SamModel(TheirConfig(vision_config=vision, mask_decoder_config=decoder_of(2048)))
+    theirs.load_state_dict(converted(ours))
+    theirs.eval().to(device)
+    image, points = picture(375, 500), point_grid((375, 500), 10)  # 768 x 1024 in SAM's square
+    exact = Extractor(SamConfig(model=name), device, ours.to(device))
+    found = exact.decode(image, points)
+    pixels = exact._pixels(exact.prepare(image).pixels)[None]
+    scaled = torch.tensor(points * np.float32(1024 / 500), device=device)
+    for word, a, b in zip(
+        ("logits", "iou", "tokens"), found[:3], their_answer(theirs, scaled, pixel_values=pixels), strict=True
+    ):
+        difference, scale = (a - b).abs().max().item(), b.abs().max().item()
+        print(f"{name}: {word} differ by at most {difference:.1e} of {scale:.3g} ({difference / scale:.1e})")
+        assert a.shape == b.shape and b.std() > 1e-3 and difference <= 1e-3 * scale
+    rough = Extractor(SamConfig(model=name, precision="bfloat16"), device, ours).decode(image, points)
+    cosine = torch.cosine_similarity(found[2].flatten(1), rough[2].flatten(1))
+    print(f"{name}: bfloat16 against float32, smallest cosine of tokens {cosine.min():.6f}")
+    assert cosine.min() >= 0.999
+    several = [exact.prepare(picture(375, 500, seed)) for seed in range(3)]
+    together, alone = exact.several(several), [exact.several([one])[0] for one in several]
+    for one, other in zip(together, alone, strict=True):
+        a, b = one.tokens.astype(np.float32), other.tokens.astype(np.float32)
+        assert np.abs(a - b).max() <= 2e-3 * np.abs(b).max()  # stored in half precision
+        assert (decode(one.masks) == decode(other.masks)).mean() > 0.999
 
 
 def test_input_is_what_segment_anything_makes_of_an_image(trained):

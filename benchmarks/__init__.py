@@ -1,0 +1,1 @@
+"""How fast the expensive steps are, and how near to what the machine can do: `python -m benchmarks`."""
