@@ -6,26 +6,10 @@ the same precision, measured in the same run; memory is the process's on a CPU, 
 
 import argparse
 import sys
-from collections.abc import Callable
+from multiprocessing import get_context
 
-import torch
-
-from benchmarks import works
-from benchmarks.measure import Result, Work, compare, matmul_rate
+from benchmarks.table import SLOW, STEPS, write_rows
 from usam import runs
-from usam.errors import UserError
-
-GPU = torch.cuda.is_available()
-STEPS: dict[str, tuple[Callable[[int], list[Work]], int]] = {  # with the images that take seconds here, not minutes
-    "sam-mini": (lambda n: works.extraction("mini", n), 256 if GPU else 48),
-    "sam-vit_b": (lambda n: works.extraction("vit_b", n), 512 if GPU else 4),
-    "sam-vit_h": (lambda n: works.extraction("vit_h", n), 256 if GPU else 2),
-    "generation-mini": (lambda n: works.generation("mini", n), 200 if GPU else 40),
-    "generation-sd": (lambda n: works.generation("sd v1-4", n), 16 if GPU else 1),
-    "training": (works.heads, 4000 if GPU else 400),
-    "evaluation": (works.scores, 200),
-}
-SLOW = () if GPU else ("sam-vit_h", "generation-sd")  # not by default
 
 
 def main() -> None:
@@ -43,26 +27,12 @@ def main() -> None:
     print("| step | arithmetic | a second | to the last | TFLOP/s | of the machine | memory [GiB] |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for step in arguments.steps or [name for name in STEPS if name not in SLOW]:
-        make, images = STEPS[step]
-        results = compare(make(arguments.images or images), arguments.rounds)
-        for result in results:
-            print(_row(result, results[-1].rate), flush=True)
-
-
-def _row(result: Result, other: float) -> str:
-    work, rate = result.work, ""
-    if result.operations:
-        done = result.operations * result.rate / work.items
-        rate = f"{done / 1e12:.2f} | {done / matmul_rate(work.precision):.0%}"
-    cells = (
-        work.name, work.precision, f"{result.rate:,.4g} {work.unit}", f"{result.rate / other:.2f} x",
-        rate or "– | –", f"{result.peak:.1f}",
-    )  # fmt: skip
-    return f"| {' | '.join(cells)} |"
+        process = get_context("spawn").Process(target=write_rows, args=(step, arguments.images, arguments.rounds))
+        process.start()  # a process each: memory that one step took is not counted for the next
+        process.join()
+        if process.exitcode:
+            sys.exit(f"error: step {step} failed; the others can be asked for by name")
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    main()

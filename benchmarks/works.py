@@ -29,7 +29,9 @@ def extraction(model: str, images: int) -> list[Work]:
     """SAM on 10 x 10 points: tokens alone, tokens and masks, and segment-anything's own automatic masks in float32."""
     config = profiles.load("mini").sam if model == "mini" else SamConfig(model=model, precision="bfloat16")
     torch.manual_seed(0)
-    whole = (sam.load_sam(config) if model == "mini" else sam.build_sam(model).eval()).to(runs.device())
+    whole = (sam.load_sam(config) if model == "mini" else sam.build_sam(model).eval().requires_grad_(False)).to(
+        runs.device()
+    )
     ours = sam.Extractor(config, runs.device(), whole)
     automatic = SamAutomaticMaskGenerator(whole, points_per_side=10)
     patches = np.random.default_rng(0).integers(0, 256, (images, 5, 5, 3), np.uint8)
@@ -151,11 +153,11 @@ def scores(images: int) -> list[Work]:
 
 def as_it_comes(index: type, evaluator: type, truth: list[Truth], found: list[Detection], classes: int) -> None:
     """COCO's ten IoUs and four areas."""
-    sizes = {image_id: size for image_id, size, _ in truth}
-    images = [{"id": i, "height": int(h), "width": int(w)} for i, (h, w) in sizes.items()]
+    number = {image_id: n for n, (image_id, *_) in enumerate(truth, 1)}
+    images = [{"id": number[i], "height": int(h), "width": int(w)} for i, (h, w), _ in truth]
     rest = {"images": images, "categories": [{"id": c + 1} for c in range(classes)], "info": {}}
-    objects = [(i, one.label, one.mask, {"iscrowd": int(one.crowd)}) for i, _, ones in truth for one in ones]
-    answers = [(i, label, mask, {"score": score, "iscrowd": 0}) for i, label, score, mask in found]
+    objects = [(number[i], one.label, one.mask, {"iscrowd": int(one.crowd)}) for i, _, ones in truth for one in ones]
+    answers = [(number[i], label, mask, {"score": score, "iscrowd": 0}) for i, label, score, mask in found]
     with redirect_stdout(None):
         both = []
         for masks in (objects, answers):

@@ -68,6 +68,17 @@ def test_an_image_is_what_diffusers_draws_with_its_seed(model, tmp_path):
         assert (facts["prompt"], facts["model"], facts["steps"]) == ("a photo of a hot dog", str(model), "2")
 
 
+def test_an_image_is_the_same_in_any_batch(model):
+    """But for rounding: a thousandth of the range in float32, for the small model and for the miniature's."""
+    for place in (model, "usam/mini/weights/diffusion"):
+        draw = generate.pipeline(GenerateConfig(model=str(place), steps=4))
+        together, _ = draw("a photo of a dog", [3, 1, 4, 1])
+        for k, seed in enumerate([3, 1, 4, 1]):
+            alone, _ = draw("a photo of a dog", [seed])
+            assert np.abs(alone[0] - together[k]).max() < 1e-3
+        assert np.abs(together[0] - together[1]).max() > 0.01
+
+
 def test_a_run_again_draws_nothing(model, tmp_path, monkeypatch):
     first = generate.generate(tmp_path / "out", ["dog", "car"], settings(model), 2)
     before = {f: f.stat().st_mtime_ns for f in (tmp_path / "out").rglob("*.png")}
