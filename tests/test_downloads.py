@@ -32,14 +32,14 @@ NAME = "checkpoints/sam_vit_b_01ec64.pth"
 
 class Server(http.server.ThreadingHTTPServer):
     """Serves `content` by path. `cut`: bytes after which a connection ends, from the first one on; `ranges`: does it
-    know them; `asked`: what was asked for; `slow`: seconds between pieces."""
+    know them, and by how much are they wrong; `asked`: what was asked for; `slow`: seconds between pieces."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content: dict[str, bytes] = {}
         self.cut: list[int] = []
         self.asked: list[tuple[str, str | None]] = []
-        self.ranges, self.slow = True, 0.0
+        self.ranges, self.slow, self.shift = True, 0.0, 0
 
     def url(self, name: str) -> str:
         return f"http://127.0.0.1:{self.server_port}/{name}"
@@ -66,6 +66,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             return
         self.send_response(206 if start else 200)
         self.send_header("Content-Length", str(len(content) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start + server.shift}-{len(content) - 1}/{len(content)}")
         self.end_headers()
         rest = content[start:]
         if server.cut:
@@ -172,16 +174,40 @@ def test_a_missing_page_is_not_asked_for_again(server, paper, monkeypatch):
     assert len(server.asked) == 1
 
 
-@pytest.mark.parametrize("content", [NOISE[::-1], NOISE + b"more", NOISE[:-1]])
-def test_something_else_is_thrown_away(server, paper, tmp_path, monkeypatch, content):
+def test_something_else_of_the_same_length_is_thrown_away(server, paper, tmp_path, monkeypatch):
     one = published(monkeypatch, server, NOISE)
-    server.content[f"/{Path(NAME).name}"] = content
-    with pytest.raises(UserError, match=r"sent something else than was published|cannot be downloaded") as error:
+    server.content[f"/{Path(NAME).name}"] = NOISE[::-1]
+    with pytest.raises(UserError, match=f"{one.url} sent something else than was published"):
         downloads.get(paper)
-    assert one.url in str(error.value) and not (tmp_path / NAME).exists()
+    assert not list((tmp_path / NAME).parent.glob("[!.]*"))
     server.content[f"/{Path(NAME).name}"] = NOISE
     downloads.get(paper)
     assert (tmp_path / NAME).read_bytes() == NOISE
+
+
+@pytest.mark.parametrize("content", [b"<html>log in first</html>", NOISE + b"more", NOISE[:-1]])
+@pytest.mark.parametrize("have", [0, 1000])
+def test_a_page_of_another_length_does_not_touch_what_is_here(server, paper, tmp_path, monkeypatch, content, have):
+    published(monkeypatch, server, NOISE)
+    server.content[f"/{Path(NAME).name}"] = content
+    part = tmp_path / f"{NAME}.part"
+    part.parent.mkdir()
+    part.write_bytes(NOISE[:have])
+    server.ranges = len(content) > have
+    with pytest.raises(UserError, match=r"\(the server sends something else under this address\)"):
+        downloads.get(paper)
+    assert part.read_bytes() == NOISE[:have]
+    server.content[f"/{Path(NAME).name}"], server.ranges = NOISE, True
+    downloads.get(paper)
+    assert (tmp_path / NAME).read_bytes() == NOISE
+
+
+def test_a_part_that_begins_elsewhere_is_not_taken(server, paper, tmp_path, monkeypatch):
+    published(monkeypatch, server, NOISE)
+    server.cut, server.shift = [1000], -1000
+    with pytest.raises(UserError, match="something else under this address"):
+        downloads.get(paper)
+    assert (tmp_path / f"{NAME}.part").read_bytes() == NOISE[:1000]
 
 
 def test_a_left_over_of_another_file_is_thrown_away(server, paper, tmp_path, monkeypatch):
@@ -368,6 +394,23 @@ def test_an_archive_that_was_put_there_by_hand_is_checked_and_unpacked(server, p
     (tmp_path / "val2017.zip").write_bytes(content)
     downloads.get(only)
     assert (tmp_path / "coco" / "val2017" / "000000000007.jpg").is_file() and server.asked == []
+
+
+@pytest.mark.parametrize("unpacked", [False, True])
+def test_unpacking_that_was_stopped_leaves_nothing(server, paper, tmp_path, monkeypatch, unpacked):
+    content = zipped({"val2017/000000000007.jpg": picture("JPEG")})
+    published(monkeypatch, server, content, "val2017.zip")
+    coco = profiles.load("paper").datasets["coco"]
+    only = paper.model_copy(update={"datasets": {"coco": coco}, "sam": profiles.load("mini").sam})
+    (tmp_path / "coco" / "annotations").mkdir(parents=True)
+    (tmp_path / "coco" / "annotations" / "instances_val2017.json").write_text("{}")
+    (tmp_path / "val2017.zip").write_bytes(content)
+    (tmp_path / "coco" / "val2017.unpacking" / "val2017").mkdir(parents=True)
+    if unpacked:
+        (tmp_path / "coco" / "val2017").mkdir()
+    downloads.get(only)
+    assert {p.name for p in (tmp_path / "coco").iterdir()} == {"annotations", "val2017"}
+    assert not (tmp_path / "val2017.zip").exists() and server.asked == []
 
 
 def test_a_data_set_that_is_missing_names_the_notebook(paper, tmp_path):

@@ -375,6 +375,16 @@ def test_a_stream_is_image_by_image_whatever_the_batch(trained, batch, per_core)
         assert ours.shape == theirs.shape and (ours == theirs).mean() > 0.999
 
 
+@pytest.mark.slow
+def test_a_compiled_encoder_says_the_same(trained):
+    """In batches that are not full, and from several threads."""
+    images = {k: picture(*size, seed=k) for k, size in enumerate(SIZES)}
+    plain = list(extractor(trained, points_per_side=3).stream(images, images.__getitem__))
+    compiled = extractor(trained, points_per_side=3, batch=3, image_per_core=True, compile=True)
+    for one, other in zip(compiled.stream(images, images.__getitem__), plain, strict=True):
+        np.testing.assert_allclose(one.tokens.astype(float), other.tokens.astype(float), atol=0.02, rtol=0.01)
+
+
 def test_tokens_alone_are_the_same_tokens(trained):
     extract = extractor(trained, points_per_side=3)
     image = picture(96, 128)

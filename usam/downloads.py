@@ -73,13 +73,17 @@ UNPACKED = 1.1  # how much larger pictures are when they are out of their archiv
 MEMORY = 3  # times a checkpoint's size, while it is loaded
 
 
+class OtherFile(requests.RequestException):
+    """What a server is about to send has another length or place than what was asked for."""
+
+
 class Needed(NamedTuple):
     """A published file that a profile needs: where it is put, where its content is wanted, and how it gets there."""
 
     file: Path
     published: Published
     target: Path
-    unpack: Callable[[Path, Path], None] | None = None
+    unpack: Callable[[Path, Path, str], Path] | None = None
 
 
 def needed(profile: Profile) -> list[Needed]:
@@ -101,7 +105,7 @@ def needed(profile: Profile) -> list[Needed]:
     return found
 
 
-def _archive(name: str, target: Path, unpack: Callable[[Path, Path], None]) -> Needed:
+def _archive(name: str, target: Path, unpack: Callable[[Path, Path, str], Path]) -> Needed:
     return Needed(paths.data() / name, FILES[name], target, unpack)
 
 
@@ -134,6 +138,11 @@ def get(profile: Profile) -> None:
         UserError: no room on the disk or in memory, no network, a file that is not what was published. What was
             received stays, and the next call goes on from there.
     """
+    for one in needed(profile):
+        if one.unpack and _beside(one).exists():  # unpacking was stopped, or what comes after it
+            shutil.rmtree(_beside(one))
+            if one.target.exists():
+                one.file.unlink(missing_ok=True)
     wanted = [one for one in needed(profile) if not one.target.exists()]
     sizes = [one.published.size * (1 if one.unpack is None else 1 + UNPACKED) for one in wanted]
     there = sum(_received(one.file) for one in wanted)
@@ -141,7 +150,7 @@ def get(profile: Profile) -> None:
     if profile.sam.checkpoint is None:
         _check_memory(MEMORY * FILES[f"checkpoints/{checkpoint(profile.sam.model).name}"].size)
     for one in wanted:
-        with runs.alone(one.target):
+        with runs.alone(one.file):
             if one.target.exists():  # another run was faster
                 continue
             if not one.file.is_file():
@@ -150,8 +159,7 @@ def get(profile: Profile) -> None:
                 check(one.file)
                 print(f"unpacking {one.file.name}", flush=True)
                 with runs.writing(one.target):
-                    one.unpack(one.file, one.target)
-                    one.file.unlink()
+                    _unpack(one)
     models = [source.generate.model for source in profile.sources.values() if source.generate]
     for model in [*models, profile.clip.model]:
         hub.fetch(model)
@@ -220,6 +228,8 @@ def _reason(error: requests.RequestException) -> tuple[str, bool]:
     if error.response is not None:
         status = error.response.status_code
         return f"HTTP {status}", 400 <= status < 500 and status not in (408, 416, 429)
+    if isinstance(error, OtherFile):
+        return "the server sends something else under this address", False
     return "time-out" if isinstance(error, requests.Timeout) else "no connection", False
 
 
@@ -233,7 +243,11 @@ def _by_hand(one: Needed, wanted: list[Needed], reason: str) -> str:
 
 
 def _download(file: Path, published: Published) -> None:
-    """One connection, from where the last one ended; the file is in its place if it brought the rest."""
+    """One connection, from where the last one ended; the file is in its place if it brought the rest.
+
+    Raises:
+        UserError: all is there, and it is not what was published.
+    """
     part = _part(file)
     file.parent.mkdir(parents=True, exist_ok=True)
     have = part.stat().st_size if part.is_file() else 0
@@ -253,6 +267,13 @@ def _download(file: Path, published: Published) -> None:
     )
 
 
+def _is_the_rest(response: requests.Response, have: int, size: int) -> bool:
+    """Whether the server means to send bytes `have` to `size`: a login page, for instance, has another length."""
+    if response.status_code == 206 and not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+        return False
+    return int(response.headers.get("Content-Length", size - have)) == size - have
+
+
 def _receive(part: Path, published: Published, have: int) -> int:
     """Append what the server sends to `part`; returns how many bytes are there afterwards."""
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
@@ -262,6 +283,8 @@ def _receive(part: Path, published: Published, have: int) -> int:
         response.raise_for_status()
         if response.status_code != 206:  # it sends all of it
             have = 0
+        if not _is_the_rest(response, have, published.size):
+            raise OtherFile
         bar = tqdm(total=published.size, initial=have, desc=part.stem, unit="B", unit_scale=True, unit_divisor=1024)
         with bar, open(part, "ab" if have else "wb") as out:
             while piece := response.raw.read1(PIECE):  # what is there: of a connection that breaks nothing is lost
@@ -272,30 +295,36 @@ def _receive(part: Path, published: Published, have: int) -> int:
     return have
 
 
-def _unpack_voc(archive: Path, target: Path) -> None:
-    """torchvision unpacks the archive, which it need not download; the folder then moves into its place."""
-    beside = paths.data() / "VOC2012.unpacking"
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
-    os.link(archive, beside / archive.name)
+def _beside(one: Needed) -> Path:
+    """Where an archive is unpacked: on the disk of its target."""
+    return one.target.with_name(f"{one.file.stem}.unpacking")
+
+
+def _unpack(one: Needed) -> None:
+    """What is unpacked moves into its place when it is whole; then the archive goes."""
+    beside = _beside(one)
+    try:
+        beside.mkdir(parents=True)
+        one.unpack(one.file, beside, one.target.name).rename(one.target)
+        one.file.unlink()
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _unpack_voc(archive: Path, beside: Path, _: str) -> Path:
+    """torchvision's data set class unpacks the archive; it finds it and need not download it."""
+    try:
+        os.link(archive, beside / archive.name)
+    except OSError:  # another disk, or one that knows no links
+        shutil.copy(archive, beside / archive.name)
     VOCSegmentation(beside, year="2012", image_set="val", download=True)
-    _move(beside, Path("VOCdevkit", "VOC2012"), target)
+    return beside / "VOCdevkit" / "VOC2012"
 
 
-def _unpack_zip(archive: Path, target: Path) -> None:
-    """What the archive has under the target's name, a file or a folder."""
-    beside = paths.data() / f"{archive.stem}.unpacking"
-    shutil.rmtree(beside, ignore_errors=True)
+def _unpack_zip(archive: Path, beside: Path, name: str) -> Path:
+    """What the archive has under this name, a file or a folder."""
     with zipfile.ZipFile(archive) as content:
-        names = [name for name in content.namelist() if target.name in Path(name).parts]
-        content.extractall(beside, names)
-    place = Path(names[0])
-    while place.name != target.name:
-        place = place.parent
-    _move(beside, place, target)
-
-
-def _move(beside: Path, inside: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    (beside / inside).rename(target)
-    shutil.rmtree(beside)
+        members = [member for member in content.namelist() if name in Path(member).parts]
+        content.extractall(beside, members)
+    parts = Path(members[0]).parts
+    return beside.joinpath(*parts[: parts.index(name) + 1])

@@ -13,7 +13,10 @@ from torch.nn import functional as F
 
 
 class FusedAttention(Attention):
-    """segment-anything's attention, through `scaled_dot_product_attention`."""
+    """segment-anything's attention, through `scaled_dot_product_attention`.
+
+    `rows` and `columns` are the relative positions' tables for its grid, (H, H, c) and (W, W, c).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, H, W, D) -> (B, H, W, D)."""
@@ -24,14 +27,13 @@ class FusedAttention(Attention):
             seen = F.scaled_dot_product_attention(q, k, v)
         else:
             attend = by_channels if q.is_cuda else by_mask
-            seen = attend(q, k, v, *self._relative(q, height, width))
+            seen = attend(q, k, v, *self._relative(q.unflatten(2, (height, width))))
         return self.proj(seen.transpose(1, 2).flatten(2).unflatten(1, (height, width)))
 
-    def _relative(self, q: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """What the row and the column of a key add to a query's score: (B, heads, H W, H) and (B, heads, H W, W)."""
-        at = q.unflatten(2, (height, width))
-        rows, columns = get_rel_pos(height, height, self.rel_pos_h), get_rel_pos(width, width, self.rel_pos_w)
-        h, w = torch.einsum("bnhwc,hkc->bnhwk", at, rows), torch.einsum("bnhwc,wkc->bnhwk", at, columns)
+    def _relative(self, q: Tensor) -> tuple[Tensor, Tensor]:
+        """What the row and the column of a key add to the score of a query (B, heads, H, W, c): (B, heads, H W, H) and
+        (B, heads, H W, W)."""
+        h, w = torch.einsum("bnhwc,hkc->bnhwk", q, self.rows), torch.einsum("bnhwc,wkc->bnhwk", q, self.columns)
         return h.flatten(2, 3), w.flatten(2, 3)
 
 
@@ -41,13 +43,18 @@ def by_mask(q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor) -> Tensor:
 
 
 def by_channels(q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor) -> Tensor:
-    """Attention (B, heads, H W, c) with relative positions as further channels; flash attention wants all alike."""
+    """Attention (B, heads, H W, c) with relative positions as further channels.
+
+    Flash attention wants as many channels in values, too, and a multiple of 8: the rest is zeros.
+    """
     height, width, channels = h.shape[-1], w.shape[-1], v.shape[-1]
+    rest = -(channels + height + width) % 8
     rows, columns = (torch.eye(n, dtype=k.dtype, device=k.device) for n in (height, width))
     places = torch.cat([rows.repeat_interleave(width, 0), columns.repeat(height, 1)], 1)  # (H W, H + W)
-    asked = torch.cat([q * channels**-0.5, h, w], -1)
-    keys = torch.cat([k, places.expand(*k.shape[:3], -1)], -1)
-    return F.scaled_dot_product_attention(asked, keys, F.pad(v, (0, height + width)), scale=1.0)[..., :channels]
+    places = F.pad(places, (0, rest)).expand(*k.shape[:3], -1)
+    asked = F.pad(torch.cat([q * channels**-0.5, h, w], -1), (0, rest))
+    values = F.pad(v, (0, height + width + rest))
+    return F.scaled_dot_product_attention(asked, torch.cat([k, places], -1), values, scale=1.0)[..., :channels]
 
 
 def fuse(encoder: nn.Module) -> None:
@@ -55,3 +62,7 @@ def fuse(encoder: nn.Module) -> None:
     for module in encoder.modules():
         if type(module) is Attention:
             module.__class__ = FusedAttention
+            if module.use_rel_pos:
+                for name, table in (("rows", module.rel_pos_h), ("columns", module.rel_pos_w)):
+                    side = (len(table) + 1) // 2  # a table has the distances from -(side - 1) to side - 1
+                    module.register_buffer(name, get_rel_pos(side, side, table.detach()), persistent=False)

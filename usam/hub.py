@@ -50,7 +50,8 @@ def fetch(model: str) -> None:
         if Path(place).is_dir():
             return
         with text_bars():
-            from huggingface_hub import HfApi, snapshot_download
+            from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
+            from huggingface_hub.constants import HF_HUB_CACHE
         try:
             files = {f.rfilename: f.size or 0 for f in HfApi().model_info(model, files_metadata=True).siblings}
         except Exception as error:  # its client's kinds of errors differ from version to version
@@ -61,16 +62,22 @@ def fetch(model: str) -> None:
                 raise error from None
             return
         wanted = _read_by_loaders(files)
-        runs.check_disk(Path(cache() or paths.data()), sum(files[name] for name in wanted) / 2**30)
+        place = Path(cache() or HF_HUB_CACHE)
+        missing = [name for name in wanted if not isinstance(try_to_load_from_cache(model, name, place), str)]
+        runs.check_disk(place, sum(files[name] for name in missing) / 2**30)
         snapshot_download(model, cache_dir=cache(), allow_patterns=wanted)
 
 
 def _read_by_loaders(files: Iterable[str]) -> list[str]:
-    """Settings, vocabularies, and the weights in full precision: safetensors, else what torch pickled."""
+    """Settings, vocabularies, and weights in full precision: of each folder safetensors, else what torch pickled."""
     plain = [name for name in files if ".fp16." not in name and "non_ema" not in name]
-    weights = [name for name in plain if name.endswith(".safetensors")]
-    weights = weights or [name for name in plain if name.endswith(".bin")]
-    return [name for name in plain if name.endswith((".json", ".txt"))] + weights
+    safe = {str(Path(name).parent) for name in plain if name.endswith(".safetensors")}
+    return [
+        name
+        for name in plain
+        if name.endswith((".json", ".txt", ".safetensors"))
+        or (name.endswith(".bin") and str(Path(name).parent) not in safe)
+    ]
 
 
 def text_bars() -> AbstractContextManager:
@@ -88,6 +95,8 @@ def loading(what: str, model: str) -> Iterator[str]:
     place = find_model(model)
     try:
         yield place
+    except UserError:
+        raise
     except Exception as error:  # whatever a loader or a download trips over: there is no list of it
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise UserError(

@@ -21,6 +21,9 @@ class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+HOW_FAST = {"image_per_core", "batch", "compile"}  # of SAM's settings: others change results by rounding alone
+
+
 class SamConfig(_Strict):
     """Which Segment Anything, and how its tokens are taken (paper 3.3 and 4).
 
@@ -272,7 +275,7 @@ class Profile(_Strict):
 
     def decisive(self) -> dict[str, Any]:
         """What decides a score beside seed and code, as plain values: the `parameters` of a row in runs.csv."""
-        return self.model_dump(mode="json", exclude={"name", "world", "seeds"})
+        return self.model_dump(mode="json", exclude={"name": True, "world": True, "seeds": True, "sam": HOW_FAST})
 
 
 def names() -> list[str]:

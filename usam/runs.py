@@ -64,29 +64,24 @@ def workers(at_once: int, ahead: int | None = None) -> Iterator[Callable[[Callab
         return
     before = torch.get_num_threads(), cv2.getNumThreads()
     cv2.setNumThreads(1)
+    pool = ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        with (
-            threadpool_limits(1, "blas"),
-            ThreadPoolExecutor(at_once, initializer=torch.set_num_threads, initargs=(1,)) as pool,
-        ):
+        with threadpool_limits(1, "blas"):
             yield functools.partial(_in_order, pool, ahead or 2 * at_once)
     finally:
+        pool.shutdown(cancel_futures=True)  # of a loop that was left early, nothing more is begun
         torch.set_num_threads(before[0])
         cv2.setNumThreads(before[1])
 
 
 def _in_order(pool: ThreadPoolExecutor, ahead: int, function: Callable, items: Iterable) -> Iterator:
     waiting: deque[Future] = deque()
-    try:
-        for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > ahead:
-                yield waiting.popleft().result()
-        while waiting:
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
             yield waiting.popleft().result()
-    finally:
-        for one in waiting:
-            one.cancel()
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def over_images(function: Callable[[int], Any], count: int, label: str) -> Iterator[Any]:
@@ -98,6 +93,11 @@ def over_images(function: Callable[[int], Any], count: int, label: str) -> Itera
 def cores() -> int:
     """Cores that torch computes on."""
     return torch.get_num_threads()
+
+
+def processors() -> int:
+    """Cores that this process may use at all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def stage_key(parameters: Any, code: tuple[ModuleType, ...] = (), files: tuple[Path, ...] = ()) -> str:
@@ -151,8 +151,7 @@ def hardware() -> str:
         pass
     memory = psutil.virtual_memory().total / 2**30
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{name}, {cores} cores, {memory:.0f} GiB, {gpu}"
+    return f"{name}, {processors()} cores, {memory:.0f} GiB, {gpu}"
 
 
 def versions() -> str:
@@ -160,9 +159,17 @@ def versions() -> str:
     return f"python {platform.python_version()}; " + "; ".join(f"{p} {importlib.metadata.version(p)}" for p in PACKAGES)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that can still be had on a GPU, or in the machine's memory."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+def free_memory(device: torch.device | str = "cpu") -> int:
+    """Bytes that can still be had on a GPU, those that torch holds for later included; or in the memory of the machine
+    or its container."""
+    if torch.device(device).type == "cuda":
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + held
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):  # no limit is "max"
+        limit, used = (int(Path("/sys/fs/cgroup", name).read_text()) for name in ("memory.max", "memory.current"))
+        free = min(free, limit - used)
+    return free
 
 
 def peak_memory() -> float:

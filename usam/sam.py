@@ -187,7 +187,10 @@ class Extractor:
         self.sam.image_encoder.to(self.precision)
         self.sam.mask_decoder.to(self.precision)
         encoder.fuse(self.sam.image_encoder)
-        self.encoder = torch.compile(self.sam.image_encoder) if config.compile else self.sam.image_encoder
+        self._compiled = torch.compile(self.sam.image_encoder) if config.compile else None
+        self._compiling = threading.Lock()
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)  # other streams do not wait for the weights
 
     def __call__(self, image: np.ndarray) -> MaskEmbeddings:
         """Embeddings of one image, (H, W, 3) uint8 RGB."""
@@ -208,7 +211,7 @@ class Extractor:
             masks: draw them; without, tokens and predicted IoU are all there is.
         """
         gpu = self.device.type == "cuda"
-        readers = runs.cores() if gpu else 1
+        readers = runs.processors() if gpu else 1
         at_once = 2 if gpu else runs.cores() if self.config.image_per_core else 1
         with runs.workers(readers, 4 * self.batch) as read, runs.workers(at_once) as each:
             images = read(lambda one: self.prepare(load(one)), ids)
@@ -217,20 +220,23 @@ class Extractor:
 
     @functools.cached_property
     def batch(self) -> int:
-        """Images at once: the profile's number; else one without a GPU, or what fits its free memory, up to `LARGEST`.
-
-        Raises:
-            UserError: not even one fits.
-        """
+        """Images at once: the profile's number, else one; with a GPU what fits its free memory, up to `LARGEST`."""
         if self.config.batch or self.device.type != "cuda":
             return self.config.batch or 1
+        try:
+            two, four = self._memory(2), self._memory(4)
+        except UserError:  # not even so many fit
+            return 1
+        each = (four - two) / 2
+        return int(np.clip((SHARE * runs.free_memory(self.device) / IN_FLIGHT - two) / each + 2, 1, LARGEST))
+
+    def _memory(self, count: int) -> int:
+        """Bytes of the GPU that `count` images at once take beside the weights."""
         blank = Prepared(np.zeros((self.side, self.side, 3), np.uint8), (self.side, self.side))
         before = torch.cuda.memory_allocated(self.device)
         torch.cuda.reset_peak_memory_stats(self.device)
-        self.several([blank] * 2)
-        two = torch.cuda.max_memory_allocated(self.device) - before
-        torch.cuda.empty_cache()
-        return int(np.clip(SHARE * runs.free_memory(self.device) / IN_FLIGHT / (two / 2), 1, LARGEST))
+        self.several([blank] * count)
+        return torch.cuda.max_memory_allocated(self.device) - before
 
     @property
     def side(self) -> int:
@@ -284,10 +290,18 @@ class Extractor:
         labels = torch.ones(len(coordinates), 1, device=self.device)
         sparse, dense = self.sam.prompt_encoder((coordinates[:, None].to(self.device), labels), None, None)
         positions = self.sam.prompt_encoder.get_dense_pe()
-        features = self.encoder(torch.stack([self._pixels(one.pixels) for one in images]).to(self.precision))
+        features = self._features(torch.stack([self._pixels(one.pixels) for one in images]).to(self.precision))
         prompts = sparse.unflatten(0, (len(images), -1))
         inputs = (x.to(self.precision) for x in (features, positions, prompts, dense[:1]))
         return decoder.decode(self.sam.mask_decoder, *inputs, choose)
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """Of the image encoder. A compiled one gets whole batches, from one thread at a time: it compiles once."""
+        if self._compiled is None or "batch" not in vars(self):  # it is being found out how large a batch is
+            return self.sam.image_encoder(pixels)
+        with self._compiling:
+            rest = pixels.new_zeros(self.batch - len(pixels), *pixels.shape[1:])
+            return self._compiled(torch.cat([pixels, rest]))[: len(pixels)]
 
     def _pixels(self, pixels: np.ndarray) -> Tensor:
         """SAM's normalised, padded input (3, S, S) float32."""

@@ -19,7 +19,7 @@ from usam.datasets import CocoDataset, Dataset, VocDataset
 from usam.errors import UserError
 from usam.granularity import Grouped
 from usam.head import MaskClassifier
-from usam.profiles import DataConfig, Profile
+from usam.profiles import HOW_FAST, DataConfig, Profile
 from usam.sam import MaskEmbeddings
 from usam.sources import TrainingImages
 from usam.store import EmbeddingStore
@@ -138,7 +138,7 @@ def _embedded(
     settings = profile.sam.model_dump(mode="json", exclude=HOW_FAST)
     key = runs.stage_key([origin, settings, masks], (decoder, encoder, images, rle, sam, store), sam_files(profile))
     folder = paths.data() / profile.name / "embeddings" / f"{name}-{key}"
-    hit = sum(1 for _ in folder.glob("[0-9]*/images.json")) == -(-len(ids) // store.SHARD)
+    hit = sum(1 for _ in folder.glob("[0-9]" * 5 + "/images.json")) == -(-len(ids) // store.SHARD)
 
     def stream(some: Iterable) -> Iterator[MaskEmbeddings]:
         """SAM is loaded when an image is missing, not before."""
@@ -147,9 +147,6 @@ def _embedded(
     found = store.build(folder, ids, stream, f"{name} embeddings")
     _say(f"embeddings of {len(found)} images", hit, folder)
     return found if profile.grid is None else found.at(sam.coarser(profile.sam.points_per_side, profile.grid))
-
-
-HOW_FAST = {"image_per_core", "batch", "compile"}  # of SAM's settings: with others the embeddings on disk stay good
 
 
 def data_key(profile: Profile, which: str, split: str | None = None) -> str:

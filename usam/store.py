@@ -16,7 +16,8 @@ import copy
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
@@ -118,14 +119,13 @@ def build(
         todo = [(k, part) for k, part in enumerate(parts) if not _is_whole(folder / f"{k:05d}", part)]
         missing = [one for _, part in todo for one in part]
         bar = tqdm(total=len(ids), initial=len(ids) - len(missing), desc=label, unit="image", disable=not todo)
-        with bar:
-            found = _counted(stream(missing) if missing else iter(()), bar)
+        with bar, closing(_counted(stream(missing) if missing else (), bar)) as found:
             for k, part in todo:
                 _write(folder / f"{k:05d}", part, list(islice(found, len(part))))
     return EmbeddingStore(folder)
 
 
-def _counted(items: Iterable[MaskEmbeddings], bar: tqdm) -> Iterator[MaskEmbeddings]:
+def _counted(items: Iterable[MaskEmbeddings], bar: tqdm) -> Generator[MaskEmbeddings, None, None]:
     for item in items:
         bar.update()
         yield item

@@ -64,7 +64,8 @@ class Bags:
 
     def __getitem__(self, index: int | Tensor) -> Tensor:
         """Mask embeddings (d, 1024) of a training image, or (n, d, 1024) of those at `index` (n,)."""
-        some = torch.from_numpy(self.tokens(np.atleast_1d(self.images[np.asarray(index)])))
+        rows = index.cpu().numpy() if isinstance(index, Tensor) else index
+        some = torch.from_numpy(self.tokens(np.atleast_1d(self.images[rows])))
         return some[0] if np.ndim(index) == 0 else some
 
     def shuffled(self, seed: int) -> "Bags":
@@ -117,7 +118,7 @@ def train(
     history = []
     for epoch in tqdm(range(head.epochs), desc=label, unit="epoch", leave=False):
         sums = torch.zeros(4, device=device)
-        for rows in torch.randperm(len(labels), generator=order).split(head.batch_size):
+        for rows in torch.randperm(len(labels), generator=order).to(device).split(head.batch_size):
             with _products(head, labels.device):
                 logits = model.layers(inputs(rows)).float()  # (B, d, C)
             loss, said = _loss(logits, labels[rows], head, None if bad is None else bad[rows], distillation)
