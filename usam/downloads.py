@@ -139,10 +139,9 @@ def get(profile: Profile) -> None:
             received stays, and the next call goes on from there.
     """
     for one in needed(profile):
-        if one.unpack and _beside(one).exists():  # unpacking was stopped, or what comes after it
-            shutil.rmtree(_beside(one))
-            if one.target.exists():
-                one.file.unlink(missing_ok=True)
+        if one.unpack and _beside(one).exists():
+            with runs.alone(one.file):  # not what another run is unpacking just now
+                _clean_up(one)
     wanted = [one for one in needed(profile) if not one.target.exists()]
     sizes = [one.published.size * (1 if one.unpack is None else 1 + UNPACKED) for one in wanted]
     there = sum(_received(one.file) for one in wanted)
@@ -220,7 +219,9 @@ def _insist(one: Needed, wanted: list[Needed]) -> None:
         failures += 1
         if final or failures == ATTEMPTS:
             raise UserError(_by_hand(one, wanted, reason))
-        time.sleep(min(2**failures, LONGEST_WAIT))
+        pause = min(2**failures, LONGEST_WAIT)
+        print(f"{one.file.name}: {reason}, trying again in {pause} s", flush=True)
+        time.sleep(pause)
 
 
 def _reason(error: requests.RequestException) -> tuple[str, bool]:
@@ -298,6 +299,14 @@ def _receive(part: Path, published: Published, have: int) -> int:
 def _beside(one: Needed) -> Path:
     """Where an archive is unpacked: on the disk of its target."""
     return one.target.with_name(f"{one.file.stem}.unpacking")
+
+
+def _clean_up(one: Needed) -> None:
+    """After a run that was killed while it unpacked, or between that and what comes after."""
+    if _beside(one).exists():
+        shutil.rmtree(_beside(one))
+        if one.target.exists():
+            one.file.unlink(missing_ok=True)
 
 
 def _unpack(one: Needed) -> None:
