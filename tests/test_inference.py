@@ -11,7 +11,7 @@ from torchvision.ops import nms as box_nms
 
 from usam import sam
 from usam.head import MaskClassifier
-from usam.inference import LabelledMasks, label_masks, mask_iou, nms, probabilities
+from usam.inference import LabelledMasks, choose, doubt, label_masks, mask_iou, nms, probabilities
 from usam.profiles import InferenceConfig
 from usam.sam import MaskEmbeddings
 
@@ -111,6 +111,56 @@ def test_no_mask_above_the_threshold_leaves_background():
     assert len(found.index) == len(found.labels) == len(found.scores) == 0 and found.masks.shape == (0, 16, 24)
     painted = found.semantic_map()
     assert painted.shape == (16, 24) and painted.dtype == np.uint8 and not painted.any()
+
+
+def test_classes_beyond_the_users_suppress_and_go():
+    """LEFT_TOO is of class 2, which is none of the two that were asked for; it has removed LEFT before it goes."""
+    table = chances((0.1, 0.8, 0.1), (0, 0.1, 0.9), (0.95, 0.05, 0))
+    found = label_masks(table, embeddings(LEFT, LEFT_TOO, RIGHT), InferenceConfig(), classes=2)
+    assert found.index.tolist() == [2] and found.labels.tolist() == [0]
+
+
+def test_smallest_counts_pixels_of_the_image():
+    """The image has 16 x 24 pixels, the masks 8 x 12: DOT's 2 x 2 are 16 pixels of the image."""
+    table = chances((0.9, 0.1, 0), (0, 0.8, 0.2))
+    for smallest, kept in ((16, [0, 1]), (17, [0]), (129, [])):
+        found = label_masks(table, embeddings(LEFT, DOT), InferenceConfig(smallest=smallest))
+        assert found.index.tolist() == kept
+        assert all(mask.sum() >= smallest for mask in found.masks)
+
+
+def columns(*ranges: tuple[int, int]) -> np.ndarray:
+    """Masks (n, 4, 20) that cover these columns."""
+    masks = np.zeros((len(ranges), 4, 20), bool)
+    for mask, (begin, end) in zip(masks, ranges, strict=True):
+        mask[:, begin:end] = True
+    return masks
+
+
+def test_joined_by_hand():
+    masks = columns((0, 3), (3, 6), (5, 9), (10, 12), (12, 14), (17, 20))
+    scores = np.float32([0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    found = LabelledMasks(np.arange(6), np.array([0, 0, 0, 0, 1, 0]), scores, masks).joined()
+    # 0 touches 1, which overlaps 2; 3 is a column away from 2 and touches 4, which has another class; 5 is alone
+    assert found.index.tolist() == [0, 3, 4, 5] and found.labels.tolist() == [0, 0, 1, 0]
+    np.testing.assert_array_equal(found.scores, scores[[0, 3, 4, 5]])
+    np.testing.assert_array_equal(found.masks, columns((0, 9), (10, 12), (12, 14), (17, 20)))
+
+
+def test_joined_at_a_corner_and_of_nothing():
+    masks = np.zeros((2, 4, 4), bool)
+    masks[0, :2, :2] = masks[1, 2:, 2:] = True
+    found = LabelledMasks(np.arange(2), np.zeros(2, int), np.float32([0.9, 0.8]), masks).joined()
+    assert len(found.labels) == 1 and found.masks.sum() == 8
+    none = choose(chances((0.4, 0.3, 0.3)), embeddings(LEFT), InferenceConfig(join_parts=True))
+    assert len(none.labels) == 0
+
+
+def test_doubt_by_hand():
+    masks = columns((0, 3), (2, 4))
+    found = LabelledMasks(np.arange(2), np.zeros(2, int), np.float32([0.9, 0.5]), masks)
+    assert doubt(found) == pytest.approx((3 * 0.1 + 1 * 0.5) / 20)  # where both are, the higher score counts
+    assert doubt(found.only(np.array([], int))) == 1
 
 
 def test_highest_score_is_painted_last():

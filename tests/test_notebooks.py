@@ -1,11 +1,15 @@
 """The notebooks as users run them: all of them at `smoke` through the runner, and what each must be like on disk."""
 
 import ast
+import json
 import re
 
 import nbformat
+import numpy as np
 import pandas as pd
+import papermill
 import pytest
+from PIL import Image
 
 from usam import paths, run
 from usam.clip_baseline import VIEWS
@@ -58,7 +62,8 @@ PAPER_TABLES = ("table_1", "table_2", "table_3_voc", "table_3_coco", "table_4_vo
 
 def test_all_run_and_leave_tables_figures_and_rows(smoke):
     assert [p.name for p in sorted((smoke / "notebooks").iterdir())] == [p.name for p in NOTEBOOKS]
-    tables = {*PAPER_TABLES, "ceilings", "claims", "clip_views", "gains", "calibration", "sweeps", "granularity"}
+    others = {"ceilings", "claims", "clip_views", "gains", "calibration", "sweeps", "granularity", "knobs"}
+    tables = {*PAPER_TABLES, *others}
     assert {f"{name}.{ending}" for name in tables for ending in ("csv", "md", "tex")} <= {
         p.name for p in (smoke / "tables").iterdir()
     }
@@ -110,6 +115,47 @@ def test_steps_wholes_and_calibration_are_found_in_the_rows(smoke):
         same = rows[(rows["dataset"] == line["data set"]) & (rows["source"] == line["training images"])]
         same = same[same["method"] == method]
         assert line["ECE"] == f"{100 * same['ece'].mean():.2f} ± {100 * same['ece'].std():.2f}"
+
+
+def test_own_images_through_papermill(smoke, tmp_path):
+    """As a user does: a folder, names, settings; the results of the run stay as they are."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "my photos").mkdir()
+    for name in ("one", "two"):
+        Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)).save(tmp_path / "my photos" / f"{name}.png")
+    before = {p: p.stat().st_mtime_ns for p in smoke.rglob("*")}
+    parameters = {"images": str(tmp_path / "my photos"), "classes": "car, dog", "profile": "smoke"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("USAM_DATA", str(smoke.parent.parent / "data"))
+        patch.setenv("USAM_RESULTS", str(smoke.parent))
+        done = papermill.execute_notebook(
+            paths.NOTEBOOKS / "09_your_images.ipynb",
+            tmp_path / "out.ipynb",
+            parameters | {"score_threshold": 0.0, "others": "sofa"},
+            kernel_name="python3",
+            progress_bar=False,
+        )
+        with pytest.raises(papermill.PapermillExecutionError) as caught:
+            papermill.execute_notebook(
+                paths.NOTEBOOKS / "09_your_images.ipynb",
+                tmp_path / "failed.ipynb",
+                parameters | {"classes": "car"},
+                kernel_name="python3",
+                progress_bar=False,
+            )
+    coco = json.loads((tmp_path / "my photos-labelled" / "annotations" / "instances.json").read_text())
+    assert [one["name"] for one in coco["categories"]] == ["car", "dog"] and len(coco["images"]) == 2
+    assert {p: p.stat().st_mtime_ns for p in smoke.rglob("*")} == before
+    outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
+    assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)
+    assert "one class alone" in str(caught.value) and "annotation.py" not in str(caught.value)  # no traceback
+
+
+def test_widgets_leave_their_picture_in_executed_notebooks(smoke):
+    content = nbformat.read(smoke / "notebooks" / "09_your_images.ipynb", as_version=4)
+    kinds = [set(output.get("data", {})) for cell in content.cells for output in cell.get("outputs", [])]
+    assert not any("application/vnd.jupyter.widget-view+json" in one for one in kinds)
+    assert "widgets" not in content.metadata and "<svg" in str(content.cells)
 
 
 def test_no_path_of_this_machine_and_no_warning_in_executed_notebooks(smoke):

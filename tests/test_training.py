@@ -158,6 +158,14 @@ def test_bags_keep_the_order_of_images_and_number_classes_by_name():
     assert found[0].dtype == torch.float16 and found.labels.dtype == torch.float32
 
 
+def test_bags_of_classes_that_gather_names_take_as_many_of_each_name():
+    classes = ["cat", "cat", "cat", "dog", "car", "dog", "sky"]
+    tokens = np.zeros((7, 2, 1024), np.float16)
+    some = Bags.of(tokens.__getitem__, classes, {"animal": ["dog", "cat"], "vehicle": ["car"]}, per_name=2)
+    assert some.images.tolist() == [0, 1, 3, 4, 5]
+    assert some.labels.tolist() == [[1, 0], [1, 0], [1, 0], [0, 1], [1, 0]]
+
+
 def test_bags_name_the_classes_without_images():
     with pytest.raises(UserError, match=r"no training image of sheep, zebra: run"):
         Bags.of(np.zeros((1, 2, 3), np.float16).__getitem__, ["cat"], ("zebra", "cat", "sheep"))

@@ -23,6 +23,16 @@ _COCO_KEYS = {
 }
 
 
+def voc_palette() -> list[int]:
+    """VOC's colours: the bits of the label, spread over R, G, B from the highest bit down."""
+    labels = np.arange(256)
+    colors = np.zeros((256, 3), int)
+    for bit in range(8):
+        for channel in range(3):
+            colors[:, channel] |= ((labels >> (3 * bit + channel)) & 1) << (7 - bit)
+    return colors.ravel().tolist()
+
+
 @dataclass(frozen=True)
 class Instance:
     """One object of an image.

@@ -135,6 +135,18 @@ def get(profile: Profile) -> None:
     """Download what the profile needs and does not find: files, data sets, models of the hub. Nothing is got twice.
 
     Raises:
+        UserError: see `get_files`.
+    """
+    get_files(profile)
+    models = [source.generate.model for source in profile.sources.values() if source.generate]
+    for model in [*models, profile.clip.model]:
+        hub.fetch(model)
+
+
+def get_files(profile: Profile) -> None:
+    """Download what of `needed` is not here.
+
+    Raises:
         UserError: no room on the disk or in memory, no network, a file that is not what was published. What was
             received stays, and the next call goes on from there.
     """
@@ -159,9 +171,6 @@ def get(profile: Profile) -> None:
                 print(f"unpacking {one.file.name}", flush=True)
                 with runs.writing(one.target):
                     _unpack(one)
-    models = [source.generate.model for source in profile.sources.values() if source.generate]
-    for model in [*models, profile.clip.model]:
-        hub.fetch(model)
 
 
 def check(file: Path) -> None:

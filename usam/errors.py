@@ -3,3 +3,7 @@
 
 class UserError(Exception):
     """Something that the user can mend: the message says what, where and how, in one line."""
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows of it: IPython asks."""
+        return [f"UserError: {self}"]

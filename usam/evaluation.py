@@ -87,9 +87,9 @@ def evaluate(dataset: Dataset, store: EmbeddingStore, annotate: Annotate, label:
     return Scores(np.stack(confusion), match(truth, list(chain(*detections)), classes))
 
 
-def by_head(head: MaskClassifier, config: InferenceConfig) -> Annotate:
-    """U-SAM: our masks, our labels."""
-    return lambda _example, e: label_masks(probabilities(head, e.tokens), e, config)
+def by_head(head: MaskClassifier, config: InferenceConfig, classes: int | None = None) -> Annotate:
+    """U-SAM: our masks, our labels; see `inference.choose`."""
+    return lambda _example, e: label_masks(probabilities(head, e.tokens), e, config, classes)
 
 
 def truth_masks(example: Example) -> tuple[np.ndarray, np.ndarray]:

@@ -52,10 +52,10 @@ def overlay(image: np.ndarray, masks: Sequence[np.ndarray], colors: np.ndarray, 
     Returns:
         (H, W, 3) uint8 RGB.
     """
-    grey = image.mean(2, keepdims=True).repeat(3, 2)
-    picture = 0.6 * grey + 0.4 * image
+    image = image.astype(np.float32)
+    picture = 0.6 * image.mean(2, keepdims=True) + 0.4 * image
     for mask, color in zip(masks, colors, strict=True):
-        picture[mask] = (1 - alpha) * picture[mask] + alpha * 255 * np.asarray(color)
+        picture[mask] = (1 - alpha) * picture[mask] + alpha * 255 * np.asarray(color, np.float32)
         edge = mask & ~cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8)).astype(bool)
         picture[edge] = 0.3 * picture[edge] + 0.7 * 255
     return picture.astype(np.uint8)

@@ -55,6 +55,12 @@ class Grouped:
         return replace(example, semantic=self._values[example.semantic], instances=instances)
 
 
+def some_of(profile: Profile, which: str, class_names: Sequence[str]) -> Profile:
+    """The profile that asks for some classes of data set `which` alone: the others are background."""
+    config = profile.datasets[which].model_copy(update={"groups": {name: [name] for name in class_names}})
+    return profile.model_copy(update={"datasets": profile.datasets | {which: config}})
+
+
 def regrouped(profile: Profile, class_names: Sequence[str]) -> Profile:
     """The profile that asks for the paper's five superclasses on VOC, with images that are generated for these names.
 

@@ -62,7 +62,7 @@ def facts(file: Path) -> dict[str, str]:
 
 
 def read(file: str | Path) -> np.ndarray:
-    """An image file as (H, W, 3) uint8 RGB, upright as its camera noted, 16-bit values scaled down.
+    """An image file as (H, W, 3) uint8 RGB; see `rgb`.
 
     Raises:
         UserError: the file is missing or not an image.
@@ -72,11 +72,26 @@ def read(file: str | Path) -> np.ndarray:
 
 
 def rgb(image: Image.Image) -> Image.Image:
-    """The first frame in RGB, decoded to its end, upright as its camera noted, 16-bit values scaled down."""
+    """The first frame in RGB, decoded to its end, upright as its camera noted, 16-bit values scaled down, and white
+    where it is transparent.
+
+    Raises:
+        ValueError: floating-point pixels: nobody knows what is white.
+    """
     upright = ImageOps.exif_transpose(image)
+    if upright.mode == "F":
+        raise ValueError("floating-point pixels: store it with 8 or 16 bits")
     if upright.mode.startswith("I"):
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        upright = Image.fromarray((np.asarray(upright).clip(0, 0xFFFF) >> 8).astype(np.uint8))
+    if upright.has_transparency_data:
+        upright = Image.alpha_composite(Image.new("RGBA", upright.size, "white"), upright.convert("RGBA"))
     return upright.convert("RGB")
+
+
+def contained(image: Image.Image, width: int, height: int) -> Image.Image:
+    """The image as large as fits the box; a strip has a row of pixels at least."""
+    scale = min(width / image.width, height / image.height)
+    return image.resize([max(1, round(side * scale)) for side in image.size], Image.Resampling.BICUBIC)
 
 
 @contextmanager
@@ -85,4 +100,5 @@ def _opened(file: str | Path) -> Iterator[Image.Image]:
         with Image.open(file) as image:
             yield image
     except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"image {file} cannot be read ({error}): delete it and run notebook 01_images again") from error
+        reason = " ".join(str(error).split())
+        raise UserError(f"image {file} cannot be read ({reason}): replace it, or remove it and run again") from error

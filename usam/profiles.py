@@ -223,11 +223,15 @@ class InferenceConfig(_Strict):
         score_threshold: masks whose highest class probability is below are dropped.
         nms_iou: of two masks that overlap this much, only the higher score stays.
         nms_per_class: compare only masks of the same class.
+        join_parts: then masks of one class that touch or overlap become one (the paper joins nothing).
+        smallest: then masks of fewer pixels of the image are dropped (the paper drops none).
     """
 
     score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7
     nms_iou: Share = 0.5
     nms_per_class: bool = False
+    join_parts: bool = False
+    smallest: Annotated[int, Field(ge=0)] = 0
 
 
 class Profile(_Strict):

@@ -174,6 +174,7 @@ def execute(job: Job, root: Path, data: Path) -> None:
         files = sorted(name for name, when in _written(job).items() if before.get(name) != when)
         left = {"key": job.key, "data": data.exists(), "files": files}
         done.metadata["usam"] = {**done.metadata.get("usam", {}), **left}
+        _without_widgets(done)
         nbformat.write(done, job.partial)
         job.partial.replace(job.output)
     except papermill.PapermillExecutionError as error:
@@ -182,6 +183,14 @@ def execute(job: Job, root: Path, data: Path) -> None:
         raise UserError(_failure(job, "a cell", f"{error}; often the machine ran out of memory")) from error
     except OSError as error:
         raise UserError(f"cannot write {error.filename or job.partial}: {error.strerror}") from error
+
+
+def _without_widgets(notebook: nbformat.NotebookNode) -> None:
+    """A widget is nothing without its kernel: what it says of itself in HTML stays."""
+    notebook.metadata.pop("widgets", None)
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
 
 
 def _reason(error: papermill.PapermillExecutionError) -> str:

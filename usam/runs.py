@@ -195,7 +195,7 @@ def check_disk(folder: Path, needed: float) -> None:
     if free < needed:
         raise UserError(
             f"disk of {folder} has {free:.1f} GiB free, about {needed:.1f} are needed: free some, "
-            "or set USAM_DATA to a folder on another disk"
+            "or choose a folder on another disk (USAM_DATA for the data folder)"
         )
 
 

@@ -4,7 +4,7 @@ all its inputs, says whether it was made or reused, and makes only what is missi
 import functools
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -101,11 +101,13 @@ def _stamp(root: Path) -> dict:
         return {}
 
 
-def training_images(profile: Profile, source: str) -> TrainingImages:
-    """Images of every class of the profile's data sets from `source` ("synthetic", "web") (paper 3.4)."""
+def training_images(profile: Profile, source: str, names: Sequence[str] | None = None) -> TrainingImages:
+    """Images of each of `names` from `source` ("synthetic", "web") (paper 3.4); by default of every class of the
+    profile's data sets."""
     if source not in profile.sources:
         raise UserError(f"profile '{profile.name}' has no source '{source}': it has {', '.join(profile.sources)}")
-    names = sorted({name for which in profile.datasets for name in class_names(profile, which)})
+    if names is None:
+        names = sorted({name for which in profile.datasets for name in class_names(profile, which)})
     made = sources.collect(paths.data() / "images", source, profile.sources[source], names)
     _say(f"{len(made.table)} {source} images", made.hit, made.folder)
     return made
@@ -135,9 +137,7 @@ def _embedded(
     profile: Profile, name: str, ids: list, load: Callable[[Any], np.ndarray], origin: str, masks: bool = True
 ) -> EmbeddingStore:
     """The store of the images `load(id)`, in a folder named by `name` and a key of `origin`, SAM and its settings."""
-    settings = profile.sam.model_dump(mode="json", exclude=HOW_FAST)
-    key = runs.stage_key([origin, settings, masks], (decoder, encoder, images, rle, sam, store), sam_files(profile))
-    folder = paths.data() / profile.name / "embeddings" / f"{name}-{key}"
+    folder = paths.data() / profile.name / "embeddings" / f"{name}-{_sam_key(profile, origin, masks)}"
     hit = sum(1 for _ in folder.glob("[0-9]" * 5 + "/images.json")) == -(-len(ids) // store.SHARD)
 
     def stream(some: Iterable) -> Iterator[MaskEmbeddings]:
@@ -147,6 +147,17 @@ def _embedded(
     found = store.build(folder, ids, stream, f"{name} embeddings")
     _say(f"embeddings of {len(found)} images", hit, folder)
     return found if profile.grid is None else found.at(sam.coarser(profile.sam.points_per_side, profile.grid))
+
+
+def pictures_folder(profile: Profile) -> Path:
+    """Where the embeddings of single pictures are kept, a file each, as long as SAM and its settings stay."""
+    return paths.data() / profile.name / "pictures" / _sam_key(profile)
+
+
+def _sam_key(profile: Profile, *inputs: Any) -> str:
+    """Of SAM, its settings and what else decides its embeddings."""
+    settings = profile.sam.model_dump(mode="json", exclude=HOW_FAST)
+    return runs.stage_key([*inputs, settings], (decoder, encoder, images, rle, sam, store), sam_files(profile))
 
 
 def data_key(profile: Profile, which: str, split: str | None = None) -> str:
@@ -184,23 +195,46 @@ def heads(profile: Profile, which: str, source: str, seed: int, shuffled: bool =
 
     `shuffled` gives the images each other's labels: the same training with nothing to learn, a check of the pipeline.
     """
-    names = class_names(profile, which)
     made = training_images(profile, source)
+    return _heads(profile, f"{which}-{source}-{seed}", source, made, class_names(profile, which), seed, shuffled)
+
+
+def heads_of(profile: Profile, classes: Mapping[str, Sequence[str]], source: str, seed: int) -> Heads:
+    """Teacher and student for a user's classes, each with the names that it gathers; images are made for the names.
+
+    Where each class has its own name alone, they are those that `heads` trains for such a data set.
+    """
+    names = sorted({name for gathered in classes.values() for name in gathered})
+    made = training_images(profile, source, names)
+    alone = all(list(gathered) == [name] for name, gathered in classes.items())
+    return _heads(profile, f"own-{source}-{seed}", source, made, list(classes) if alone else classes, seed)
+
+
+def _heads(
+    profile: Profile,
+    label: str,
+    source: str,
+    made: TrainingImages,
+    classes: Sequence[str] | Mapping[str, Sequence[str]],
+    seed: int,
+    shuffled: bool = False,
+) -> Heads:
     found = _embedded_images(profile, source, made)
-    place = paths.data() / profile.name / "heads" / f"{which}-{source}-{seed}"
+    place = paths.data() / profile.name / "heads" / label
 
     @functools.cache
     def bags() -> training.Bags:
-        plain = training.Bags.of(found.tokens, made.table["class"].tolist(), names, profile.head.images_per_class)
+        plain = training.Bags.of(found.tokens, made.table["class"].tolist(), classes, profile.head.images_per_class)
         return plain.shuffled(seed) if shuffled else plain
 
     def one(kind: str, parameters: list, *distilled: Any) -> _Head:
         """A teacher or a student, from its folder or trained."""
-        settings = [found.folder.name, profile.grid, profile.head, names, seed, shuffled, *parameters]
+        ordered = [*classes.items()] if isinstance(classes, Mapping) else classes  # a key heeds the order, too
+        settings = [found.folder.name, profile.grid, profile.head, ordered, seed, shuffled, *parameters]
         key = runs.stage_key(settings, (head, training))
         folder = place.with_name(f"{place.name}-{kind}-{key}")
         with runs.alone(folder):
-            trained = _load_head(profile, folder, len(names))
+            trained = _load_head(profile, folder, len(classes))
             hit = trained is not None
             if not hit:
                 with runs.timed() as cost:
@@ -208,8 +242,8 @@ def heads(profile: Profile, which: str, source: str, seed: int, shuffled: bool =
                         bags(), profile.head, seed, *distilled, device=runs.device(), label=kind
                     )
                 _save_head(folder, model, history, cost)
-                trained = _load_head(profile, folder, len(names))
-        _say(f"{kind} for {len(names)} classes", hit, folder)
+                trained = _load_head(profile, folder, len(classes))
+        _say(f"{kind} for {len(classes)} classes", hit, folder)
         return trained
 
     teacher = one("teacher", [])

@@ -10,9 +10,12 @@ that a run that was killed goes on where it stopped:
     00000/ends.npy      (n, d) int64, where each ends
 
 Whoever asks for an image gets it from the disk: memory does not grow with the store.
+
+Embeddings of a single image, which belongs to no set, are a file (`save`, `load`).
 """
 
 import copy
+import io
 import json
 import math
 import shutil
@@ -21,12 +24,13 @@ from contextlib import closing
 from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from tqdm import tqdm
 
 from usam.errors import UserError
-from usam.runs import alone, writing
+from usam.runs import alone, write_atomically, writing
 from usam.sam import MaskEmbeddings, point_grid
 
 SHARD = 64
@@ -123,6 +127,33 @@ def build(
             for k, part in todo:
                 _write(folder / f"{k:05d}", part, list(islice(found, len(part))))
     return EmbeddingStore(folder)
+
+
+def save(file: Path, embeddings: MaskEmbeddings) -> None:
+    """Write the embeddings of one image, with masks, as NumPy's .npz: whole or not at all."""
+    text = np.frombuffer(b"".join(mask["counts"] for mask in embeddings.masks), np.uint8)
+    ends = np.cumsum([len(mask["counts"]) for mask in embeddings.masks], dtype=np.int64)
+    sizes = np.array([*embeddings.image_size, *embeddings.extent, *embeddings.masks[0]["size"]], float)
+    content = io.BytesIO()
+    np.savez(content, tokens=embeddings.tokens, iou=embeddings.iou, sizes=sizes, text=text, ends=ends)
+    write_atomically(file, content.getvalue())
+
+
+def load(file: Path) -> MaskEmbeddings:
+    """What `save` wrote.
+
+    Raises:
+        UserError: it is not there any more, or damaged.
+    """
+    try:
+        with open(file, "rb") as content, np.load(content) as found:
+            tokens, iou, sizes, text, ends = (found[name] for name in ("tokens", "iou", "sizes", "text", "ends"))
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise UserError(f"{file} is damaged ({error}): delete it and start again") from error
+    (height, width, *extent, rows, columns), counts = sizes.tolist(), text.tobytes()
+    masks = [{"size": [int(rows), int(columns)], "counts": counts[a:b]} for a, b in pairwise([0, *ends.tolist()])]
+    size = (int(height), int(width))
+    return MaskEmbeddings(tokens, masks, iou, size, tuple(extent), point_grid(size, math.isqrt(len(iou))))
 
 
 def _counted(items: Iterable[MaskEmbeddings], bar: tqdm) -> Generator[MaskEmbeddings, None, None]:

@@ -1,7 +1,7 @@
 """Training of the head (paper 3.5, 4): the teacher by multiple-instance learning, the student by distillation."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,25 +37,27 @@ class Bags:
         cls,
         tokens: Callable[[np.ndarray], np.ndarray],
         image_classes: list[str],
-        class_names: tuple[str, ...] | list[str],
-        per_class: int | None = None,
+        class_names: Sequence[str] | Mapping[str, Sequence[str]],
+        per_name: int | None = None,
     ) -> "Bags":
         """Bags of single-object images: those of `image_classes` that are among `class_names`, in that class order.
 
-        Of each class the first `per_class`, all by default. `tokens` is that of an `EmbeddingStore`, for instance.
+        With a mapping, a class gathers the images of several names. Of each name the first `per_name`, all by default.
+        `tokens` is that of an `EmbeddingStore`, for instance.
 
         Raises:
-            UserError: a class has no image.
+            UserError: a name has no image.
         """
-        index = {name: j for j, name in enumerate(class_names)}
+        gathered = class_names.values() if isinstance(class_names, Mapping) else [[name] for name in class_names]
+        index = {name: j for j, names in enumerate(gathered) for name in names}
         if missing := sorted(set(index) - set(image_classes)):
             raise UserError(
                 f"no training image of {', '.join(missing)}: run notebooks 01_images and 02_embeddings again"
             )
-        number = pd.Series(image_classes).groupby(image_classes).cumcount()  # of an image within its class
-        few = number < (per_class or len(number))
+        number = pd.Series(image_classes).groupby(image_classes).cumcount()  # of an image within its name
+        few = number < (per_name or len(number))
         rows = [i for i, name in enumerate(image_classes) if name in index and few[i]]
-        labels = torch.zeros(len(rows), len(index))
+        labels = torch.zeros(len(rows), len(class_names))
         labels[range(len(rows)), [index[image_classes[i]] for i in rows]] = 1
         return cls(tokens, np.array(rows), labels)
 

@@ -12,6 +12,7 @@ from pycocotools import mask as rle_codec
 from tqdm import tqdm
 
 from usam.classes import COCO, VOC
+from usam.datasets import voc_palette
 from usam.errors import UserError
 from usam.mini import world
 from usam.mini.splits import rng_of
@@ -55,16 +56,6 @@ def _check(images: dict[str, int], names: list[str], known: Collection[str]) -> 
 
 
 # -- PASCAL VOC ---------------------------------------------------------------------------------------------------
-
-
-def voc_palette() -> list[int]:
-    """VOC's colours: the bits of the label, spread over R, G, B from the highest bit down."""
-    labels = np.arange(256)
-    colors = np.zeros((256, 3), int)
-    for bit in range(8):
-        for channel in range(3):
-            colors[:, channel] |= ((labels >> (3 * bit + channel)) & 1) << (7 - bit)
-    return colors.ravel().tolist()
 
 
 def write_voc(root: Path, images: dict[str, int], class_names: list[str] | None = None) -> None:

@@ -1,0 +1,356 @@
+"""Own pictures: what is found, what is skipped, what is kept, what a stopped run leaves."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+import usam
+from usam import annotation, export, inference, sam, stages, store
+from usam.annotation import NOTHING, annotate, find
+from usam.errors import UserError
+from usam.profiles import Profile
+
+CLASSES = ["car", "dog"]
+
+
+def picture(file: Path, size: tuple[int, int] = (40, 30), mode: str = "RGB", **options) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    values = np.random.default_rng(len(file.name)).integers(0, 255, (size[1], size[0], 3), np.uint8)
+    Image.fromarray(values).convert(mode).save(file, **options)
+    return file
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Three pictures, one of them in a folder of its own."""
+    for name in ("a.png", "b.png", "holiday/a.png"):
+        picture(tmp_path / "in" / name)
+    return tmp_path / "in"
+
+
+def files_of(out: Path) -> dict[str, bytes]:
+    """All files of a data set with their content."""
+    return {p.relative_to(out).as_posix(): p.read_bytes() for p in sorted(out.rglob("*")) if p.is_file()}
+
+
+def test_annotate_is_all_there_is_at_the_top():
+    assert usam.annotate is annotate and usam.__all__ == ["annotate"]
+    with pytest.raises(AttributeError, match="no attribute 'anotate'"):
+        usam.anotate  # noqa: B018
+
+
+def test_a_folder_becomes_a_data_set(tiny, folder, capsys):
+    found = annotate(folder, CLASSES, profile=tiny)
+    assert found.out == folder.with_name("in-labelled")
+    assert sorted(found.pictures["original"]) == ["a.png", "b.png", "holiday/a.png"]
+    assert sorted(found.pictures["name"]) == ["a", "b", "holiday_a"]
+    coco = json.loads((found.out / "annotations" / "instances.json").read_text())
+    assert [one["file_name"] for one in coco["images"]] == ["a.jpg", "b.jpg", "holiday_a.jpg"]
+    assert len(coco["annotations"]) == found.pictures["objects"].sum()
+    assert "3 pictures annotated" in capsys.readouterr().out
+    about = json.loads((found.out / "provenance.json").read_text())
+    assert about["classes"] == {"car": ["car"], "dog": ["dog"]} and about["settings"] == tiny.decisive()
+
+
+def test_the_masks_are_those_of_the_protocol(tiny, folder):
+    """What is written for a picture is what threshold and suppression make of it, at the picture's own size."""
+    found = annotate(folder, CLASSES, profile=tiny, score_threshold=0.5)
+    image = annotation.read(folder / "b.png")
+    embeddings = sam.Extractor(tiny.sam)(image)
+    probability = inference.probabilities(found.head, embeddings.tokens)
+    config = tiny.inference.model_copy(update={"score_threshold": 0.5})
+    wanted = inference.label_masks(probability, embeddings, config)
+    assert len(wanted.labels)
+    record = json.loads((found.out / export.RECORDS / "b.json").read_text())["objects"]
+    ours = sam.decode([{**one["segmentation"], "counts": one["segmentation"]["counts"].encode()} for one in record])
+    np.testing.assert_array_equal(ours, wanted.masks)
+    assert [one["category_id"] - 1 for one in record] == wanted.labels.tolist()
+    painted = np.asarray(Image.open(found.out / export.VOC / "SegmentationClass" / "b.png"))
+    np.testing.assert_array_equal(painted, wanted.semantic_map())
+
+
+def odd_pictures(folder: Path) -> dict[str, tuple[int, int] | str]:
+    """Files of all kinds -> (width, height) that they have when upright, or what is said of them."""
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera lay on its side
+    picture(folder / "turned.jpg", (40, 30), exif=turned)
+    picture(folder / "grey.jpg", mode="L")
+    picture(folder / "inks.jpg", mode="CMYK")
+    picture(folder / "few.png", mode="P")
+    picture(folder / "clear.png", mode="RGBA")
+    picture(folder / "one.png", (1, 1))
+    picture(folder / "strip.png", (20_000, 10))
+    picture(folder / "tall.png", (10, 20_000))
+    picture(folder / "still.gif", mode="P")
+    deep = np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50
+    Image.fromarray(deep).save(folder / "deep.png")
+    Image.fromarray(np.zeros((3, 3), np.float32)).save(folder / "float.tiff")
+    whole = picture(folder / "truncated.jpg", (400, 300)).read_bytes()
+    (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("I am no picture")
+    (folder / "nowhere.jpg").symlink_to(folder / "gone.jpg")
+    return {
+        "turned.jpg": (30, 40), "grey.jpg": (40, 30), "inks.jpg": (40, 30), "few.png": (40, 30), "clear.png": (40, 30),
+        "one.png": (1, 1), "strip.png": (20_000, 10), "tall.png": (10, 20_000), "still.gif": (40, 30),
+        "deep.png": (40, 30), "float.tiff": "floating-point", "truncated.jpg": "truncated", "empty.jpg": "empty file",
+        "text.jpg": "no picture", "nowhere.jpg": "No such file",
+    }  # fmt: skip
+
+
+def test_every_kind_of_file_gets_its_result_or_its_line(tiny, tmp_path, capsys):
+    wanted = odd_pictures(tmp_path / "in")
+    (tmp_path / "in" / "notes.txt").write_text("left alone")
+    (tmp_path / "in" / ".hidden.jpg").write_text("left alone")
+    found = annotate(tmp_path / "in", CLASSES, tmp_path / "out", profile=tiny)
+    sizes = {row.original: (row.width, row.height) for row in found.pictures.itertuples()}
+    reasons = dict(found.skipped.itertuples(index=False))
+    assert sizes == {name: size for name, size in wanted.items() if isinstance(size, tuple)}
+    assert set(reasons) == {name for name, words in wanted.items() if isinstance(words, str)}
+    for name, words in wanted.items():
+        if isinstance(words, str):
+            assert words in reasons[name] and "\n" not in reasons[name] and str(tmp_path) not in reasons[name]
+    said = capsys.readouterr().out
+    assert "5 skipped" in said and "left alone" in said and "1 .txt" in said
+    assert pd.read_csv(tmp_path / "out" / "skipped.csv")["original"].tolist() == sorted(reasons)
+    for row in found.pictures.itertuples():
+        for file in export.FILES:
+            with_suffix = found.out / file.format(row.name)
+            assert with_suffix.is_file()
+            if file.startswith(("images", export.VOC)):
+                assert Image.open(with_suffix).size == (row.width, row.height)
+
+
+def test_strict_fails_in_the_end(tiny, folder):
+    (folder / "text.jpg").write_text("I am no picture")
+    with pytest.raises(UserError, match=r"1 of 4 pictures were skipped, text\.jpg for one \(no picture"):
+        annotate(folder, CLASSES, profile=tiny, strict=True)
+    assert len(pd.read_csv(folder.with_name("in-labelled") / "pictures.csv")) == 3
+
+
+def test_nothing_that_can_be_read_is_an_empty_data_set(tiny, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "text.jpg").write_text("I am no picture")
+    found = annotate(tmp_path / "in", CLASSES, profile=tiny)
+    assert len(found.pictures) == 0 and len(found.skipped) == 1
+    assert json.loads((found.out / "annotations" / "instances.json").read_text())["images"] == []
+
+
+def test_transparent_pixels_are_white(tmp_path):
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    Image.new("RGBA", (4, 4), (255, 0, 0, 128)).save(tmp_path / "half.png")
+    assert np.unique(annotation.read(tmp_path / "clear.png")).tolist() == [255]
+    assert annotation.read(tmp_path / "half.png")[0, 0].tolist() == [255, 127, 127]
+
+
+def without_sam(monkeypatch) -> None:
+    monkeypatch.setattr(sam, "load_sam", lambda *_: pytest.fail("SAM is not needed"))
+
+
+def test_other_settings_and_names_need_no_sam(tiny, folder, monkeypatch):
+    annotate(folder, CLASSES, profile=tiny)
+    annotate(folder, CLASSES[::-1], folder.with_name("other"), profile=tiny)  # the same training images
+    without_sam(monkeypatch)
+    strict = annotate(folder, CLASSES, profile=tiny, score_threshold=1)
+    assert strict.pictures["objects"].sum() == 0 and (strict.pictures["doubt"] == 1).all()
+    lenient = annotate(folder, CLASSES, profile=tiny, score_threshold=0.5)
+    assert lenient.pictures["objects"].sum() > 0
+    assert lenient.embeddings("b").image_size == (30, 40)
+
+
+@pytest.mark.parametrize("after", [1, 2])
+def test_a_stopped_run_goes_on_to_the_same_bytes(tiny, folder, monkeypatch, after):
+    undisturbed = annotate(folder, CLASSES, folder.with_name("one"), profile=tiny, score_threshold=0.5).out
+    shutil.rmtree(stages.pictures_folder(tiny))
+    for module, name in ((store, "save"), (export, "write")):
+        with monkeypatch.context() as patch:
+            calls, plain = [], getattr(module, name)
+
+            def stopping(*arguments, calls=calls, plain=plain):
+                calls.append(1)
+                if len(calls) > after:
+                    raise KeyboardInterrupt
+                return plain(*arguments)
+
+            patch.setattr(module, name, stopping)
+            with pytest.raises(KeyboardInterrupt):
+                annotate(folder, CLASSES, folder.with_name("two"), profile=tiny, score_threshold=0.5)
+    (folder.with_name("two") / "images" / ".a.jpg.part").write_bytes(b"half")
+    again = annotate(folder, CLASSES, folder.with_name("two"), profile=tiny, score_threshold=0.5).out
+    assert files_of(again) == files_of(undisturbed)
+
+
+def test_what_was_deleted_or_changed_is_made_again_and_nothing_else(tiny, folder):
+    out = annotate(folder, CLASSES, profile=tiny).out
+    before = {name: (out / name).stat().st_mtime_ns for name in ("overlays/a.jpg", "overlays/b.jpg")}
+    (out / "labels" / "a.txt").unlink()
+    picture(folder / "holiday" / "a.png", (50, 20))
+    annotate(folder, CLASSES, profile=tiny)
+    assert (out / "labels" / "a.txt").is_file()
+    assert (out / "overlays/b.jpg").stat().st_mtime_ns == before["overlays/b.jpg"]
+    assert (out / "overlays/a.jpg").stat().st_mtime_ns != before["overlays/a.jpg"]
+    assert Image.open(out / "images" / "holiday_a.jpg").size == (50, 20)
+
+
+def test_pictures_that_left_the_folder_leave_the_data_set(tiny, folder):
+    out = annotate(folder, CLASSES, profile=tiny).out
+    (folder / "b.png").unlink()
+    picture(folder / "c.png")
+    found = annotate(folder, CLASSES, profile=tiny)
+    assert sorted(found.pictures["name"]) == ["a", "c", "holiday_a"]
+    assert not [name for name in files_of(out) if Path(name).stem == "b"]
+
+
+def test_a_folder_of_something_else_is_left_alone(tiny, folder):
+    mine = folder.with_name("mine")
+    mine.mkdir()
+    (mine / "thesis.doc").write_text("irreplaceable")
+    with pytest.raises(UserError, match="holds something else"):
+        annotate(folder, CLASSES, mine, profile=tiny)
+    assert (mine / "thesis.doc").read_text() == "irreplaceable"
+    (folder.with_name("file")).write_text("")
+    with pytest.raises(UserError, match="holds something else"):
+        annotate(folder, CLASSES, folder.with_name("file"), profile=tiny)
+
+
+def test_other_masks_of_sam_are_other_answers(tiny, folder):
+    """The tokens are the same and so is the head; only the masks are others."""
+    one = annotate(folder, CLASSES, profile=tiny, score_threshold=0.5)
+    before = (one.out / "annotations" / "instances.json").read_text()
+    other = tiny.model_copy(update={"sam": tiny.sam.model_copy(update={"mask_choice": "single"})})
+    two = annotate(folder, CLASSES, profile=other, score_threshold=0.5)
+    assert (two.out / "annotations" / "instances.json").read_text() != before
+
+
+def test_a_picture_that_vanishes_is_skipped(tiny, folder, monkeypatch):
+    plain = annotation._embed
+
+    def vanishing(*arguments):
+        skipped = plain(*arguments)
+        (folder / "b.png").unlink()
+        return skipped
+
+    monkeypatch.setattr(annotation, "_embed", vanishing)
+    found = annotate(folder, CLASSES, profile=tiny)
+    assert sorted(found.pictures["name"]) == ["a", "holiday_a"]
+    assert found.skipped.to_dict("records") == [{"original": "b.png", "reason": "No such file or directory"}]
+
+
+def test_the_folder_of_the_pictures_is_no_place_for_the_result(tiny, folder):
+    with pytest.raises(UserError, match="holds something else"):
+        annotate(folder, CLASSES, folder, profile=tiny)
+
+
+def test_damaged_embeddings_are_named(tiny, folder):
+    found = annotate(folder, CLASSES, profile=tiny)
+    found.kept["a"].write_bytes(b"damaged")
+    (found.out / "labels" / "a.txt").unlink()
+    with pytest.raises(UserError, match=r"\.npz is damaged .*delete it"):
+        annotate(folder, CLASSES, profile=tiny)
+
+
+def test_find_folder_pattern_list_and_file(folder, monkeypatch):
+    def names(images) -> list[str]:
+        return [p.name for p in find(images, folder / "labelled")]
+
+    assert names(folder) == ["a", "b", "holiday_a"]
+    assert names(str(folder / "*.png")) == ["a", "b"] and names(str(folder / "**/a.png")) == ["a", "holiday_a"]
+    assert names([folder / "b.png", folder / "holiday", folder / "b.png"]) == ["b", "holiday_a"]
+    assert names(folder / "a.png") == ["a"]
+    monkeypatch.chdir(folder)
+    assert names("holiday") == ["a"]
+    picture(folder / "labelled" / "images" / "a.png")  # a data set inside the folder of pictures
+    assert names(folder) == ["a", "b", "holiday_a"]
+    with pytest.raises(UserError, match="no pictures in"):
+        find(folder / "nowhere", folder)
+
+
+def test_names_are_unique_and_can_be_written_everywhere(tmp_path):
+    for name in ("a.png", "a.jpg", "A.gif", "x/y:z?.png", "x_y_z_.png", "Größe 1.png", f"{'ä' * 120}.png"):
+        picture(tmp_path / name)
+    broken = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")  # Latin-1 on a disk of UTF-8
+    shutil.copy(tmp_path / "a.png", broken)
+    found = find(tmp_path, tmp_path / "out")
+    names = [p.name for p in found]
+    assert len({name.lower() for name in names}) == len(names) == 8
+    assert all(len(name.encode()) <= 150 and not set(name) & set('/\\:*?"<>|') for name in names)
+    assert "Größe 1" in names and len({p.state for p in found}) == 8
+    assert all(p.original.encode() for p in found)
+
+
+@pytest.mark.parametrize(
+    "said, meant",
+    [
+        ("dog, bicycle", {"dog": ("dog",), "bicycle": ("bicycle",)}),
+        ("[dog, potted plant]", {"dog": ("dog",), "potted plant": ("potted plant",)}),
+        (["dog", "cat"], {"dog": ("dog",), "cat": ("cat",)}),
+        ("{animal: [cat, dog], person: [person]}", {"animal": ("cat", "dog"), "person": ("person",)}),
+        ("animal: [cat, dog]\nthing: car, bus", {"animal": ("cat", "dog"), "thing": ("car", "bus")}),
+        ({"animal": ["cat", "dog"], "car": "car"}, {"animal": ("cat", "dog"), "car": ("car",)}),
+    ],
+)
+def test_classes_in_every_form(said, meant):
+    assert annotation._gathered(said, ()) == meant
+    assert annotation._gathered(said, "horse, sheep") == meant | {NOTHING: ("horse", "sheep")}
+
+
+@pytest.mark.parametrize(
+    "classes, others, said",
+    [
+        ("dog", "", "one class alone"),
+        ("", "", "no class names"),
+        (["dog", "dog"], "", "named twice"),
+        ({"animal": ["dog"], "pet": ["dog"]}, "", "in two classes"),
+        ("dog, cat", "cat", "in two classes"),
+        ({"animal": [], "car": ["car"]}, "", "gathers nothing"),
+        ("dog, ../../etc", "", "no folder name"),
+        ("{animal: [cat", "", "are neither"),
+        ([f"thing {k}" for k in range(300)], "", "has room for 254"),
+    ],
+)
+def test_class_names_that_do_not_do(tiny, folder, classes, others, said):
+    with pytest.raises(UserError, match=said):
+        annotate(folder, classes, profile=tiny, others=others)
+    assert not folder.with_name("in-labelled").exists()
+
+
+def test_one_class_is_enough_beside_others(tiny, folder):
+    found = annotate(folder, ["car"], profile=tiny, others=["dog"], score_threshold=0)
+    assert found.names == ["car"] and found.head.layers[-1].out_features == 2
+    coco = json.loads((found.out / "annotations" / "instances.json").read_text())
+    assert {one["category_id"] for one in coco["annotations"]} <= {1}
+    assert [one["name"] for one in coco["categories"]] == ["car"]
+
+
+@pytest.mark.parametrize("wrong", [{"score_threshold": 2}, {"nms_iou": 0.0}, {"smallest": -1}, {"join_parts": "much"}])
+def test_settings_that_do_not_do(tiny, folder, wrong):
+    with pytest.raises(UserError, match=f"{next(iter(wrong))}="):
+        annotate(folder, CLASSES, profile=tiny, **wrong)
+
+
+def test_unknown_source_and_profile(tiny, folder):
+    with pytest.raises(UserError, match="no source 'dream'"):
+        annotate(folder, CLASSES, profile=tiny, source="dream")
+    with pytest.raises(UserError, match="no profile 'mine'"):
+        annotate(folder, CLASSES, profile="mine")
+
+
+def test_a_full_disk_is_found_out_before_any_work(tiny, folder, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 100))
+    with pytest.raises(UserError, match=r"GiB free"):
+        annotate(folder, CLASSES, profile=tiny)
+
+
+def test_a_gathering_class_learns_from_all_its_names(tiny: Profile):
+    gathered = {"animal": ["dog", "horse"], "vehicle": ["car"]}
+    head = tiny.head.model_copy(update={"images_per_class": 2})
+    both = stages.heads_of(tiny.model_copy(update={"head": head}), gathered, "synthetic", 0)
+    assert both.student.layers[-1].out_features == 2
+    other = stages.heads_of(tiny, {"animal": ["dog"], "vehicle": ["car"]}, "synthetic", 0)
+    assert not (both.student.layers[-1].weight == other.student.layers[-1].weight).all()

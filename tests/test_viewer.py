@@ -1,0 +1,95 @@
+"""The interactive view, moved without a browser."""
+
+import time
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from usam import inference, sam, viewer
+from usam.annotation import Annotated, annotate
+from usam.viewer import Viewer
+
+
+@pytest.fixture
+def annotated(tiny, tmp_path) -> Annotated:
+    rng = np.random.default_rng(0)
+    for name, size in (("a", (40, 30)), ("b", (20, 50)), ("c", (300, 4))):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (*size[::-1], 3), np.uint8)).save(tmp_path / "in" / f"{name}.png")
+    return annotate(tmp_path / "in", ["car", "dog"], profile=tiny, score_threshold=0.5)
+
+
+def shapes(view: Viewer) -> list[ElementTree.Element]:
+    """The masks of the drawing, which must be well-formed."""
+    return ElementTree.fromstring(view.drawing.value.partition("</style>")[2]).findall("path")
+
+
+def test_sliders_and_switches_decide_what_is_drawn(annotated, monkeypatch):
+    view = Viewer(annotated)
+    monkeypatch.setattr(sam, "load_sam", lambda *_: pytest.fail("SAM is not needed"))
+    everything = len(shapes(view))
+    assert everything > 1
+    embeddings = annotated.embeddings(annotated.pictures["name"][0])
+    probability = inference.probabilities(annotated.head, embeddings.tokens)
+    for score, nms in ((0.5, 0.9), (0.6, 0.5), (1.0, 0.5)):
+        view.score.value, view.nms.value = score, nms
+        config = annotated.profile.inference.model_copy(update={"score_threshold": score, "nms_iou": nms})
+        assert len(shapes(view)) == len(inference.choose(probability, embeddings, config).labels)
+    view.score.value, view.nms.value = 0.5, 0.5
+    counts = []
+    for label in (0, 1):
+        view.switches[label].value = False
+        assert label not in view.found().labels
+        counts.append(len(shapes(view)))
+        view.switches[label].value = True
+    assert sum(counts) == everything == len(shapes(view))
+
+
+def test_next_and_previous_stop_at_the_ends(annotated):
+    view, names = Viewer(annotated), annotated.pictures["name"].tolist()
+    assert names[0] in view.said.value
+    view.back.click()
+    assert view.number.value == 1
+    for name in (*names[1:], names[-1]):
+        view.forward.click()
+        assert view.said.value.startswith(f"{name}: ")
+    view.number.value = 2
+    assert names[1] in view.said.value
+
+
+def test_each_mask_says_its_class_and_score(annotated):
+    view = Viewer(annotated)
+    found = view.found()
+    titles = [shape.find("title").text for shape in shapes(view)][::-1]  # the highest score is drawn last, on top
+    wanted = [f"{annotated.names[k]} {score:.2f}" for k, score in zip(found.labels, found.scores, strict=True)]
+    assert titles == wanted
+
+
+def test_a_slider_takes_less_than_a_fifth_of_a_second(annotated):
+    view, seconds = Viewer(annotated), []
+    for value in np.linspace(0.5, 0.7, 11):
+        start = time.perf_counter()
+        view.score.value = float(value)
+        seconds.append(time.perf_counter() - start)
+    assert np.median(seconds) < 0.2
+
+
+def test_without_a_kernel_there_is_the_picture(annotated):
+    shown = Viewer(annotated)._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in shown
+    assert "<svg" in shown["text/html"] and "<img" in shown["text/html"] and "alt=" in shown["text/html"]
+
+
+def test_names_cannot_break_out_of_the_drawing():
+    mask = np.ones((1, 9, 9), bool)
+    drawing = viewer.svg(mask, [('</text><script>"&', "0.90", "#ff0000")])
+    assert "<script>" not in drawing
+    ElementTree.fromstring(drawing.partition("</style>")[2])
+
+
+def test_no_pictures_no_drawing(tiny, tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "text.jpg").write_text("I am no picture")
+    assert not Viewer(annotate(tmp_path / "in", ["car", "dog"], profile=tiny)).drawing.value

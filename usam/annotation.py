@@ -1,0 +1,407 @@
+"""A user's own pictures, annotated from class names alone: all of the paper's method behind one function.
+
+    usam.annotate("~/photos", ["dog", "bicycle"], "labelled", profile="paper")
+
+Training images are made for the names and a head is trained on them; then SAM looks at picture after picture, and the
+head names its masks. What is finished stays: SAM's embeddings of a picture (other names or thresholds need no SAM), and
+its answer in the output folder, so that a run that was stopped goes on where it was.
+"""
+
+import glob
+import hashlib
+import os
+import re
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import yaml
+from PIL import Image
+from pydantic import ValidationError
+from safetensors.torch import save
+from tqdm import tqdm
+
+from usam import classes as class_names
+from usam import datasets, downloads, export, figures, head, inference, paths, profiles, rle, runs, sam, stages, store
+from usam import images as image_files
+from usam.errors import UserError
+from usam.export import RECORDS, Answer
+from usam.head import MaskClassifier
+from usam.profiles import Profile
+from usam.sam import MaskEmbeddings
+
+NOTHING = "nothing of these"  # the class of `others`: what it is given is dropped
+MOST_CLASSES = 254  # a VOC map has 256 values, two of them are background and void
+LARGEST_SIDE = 32_766  # pixels; OpenCV warps no larger ones
+
+
+class Picture(NamedTuple):
+    """A picture to be annotated.
+
+    Attributes:
+        file: where it lies.
+        original: its path seen from the folder in which all pictures of the run lie.
+        name: of its files in the data set, without ending.
+        size: in bytes.
+        state: a key that changes when the file does.
+    """
+
+    file: Path
+    original: str
+    name: str
+    size: int
+    state: str
+
+
+@dataclass(frozen=True)
+class Annotated:
+    """What `annotate` made.
+
+    Attributes:
+        out: folder of the data set.
+        names: the classes.
+        pictures: one row a picture, the most doubtful first: name, original (path), width, height (pixels), objects
+            (their number), doubt (0 to 1, see `inference.doubt`).
+        skipped: one row a picture that cannot be annotated: original, reason.
+        head: that named the masks; classes behind `names` are none of the user's.
+        profile: the settings, with those that were given to `annotate` in place of its own.
+        kept: name -> file of SAM's embeddings (`store.load`).
+    """
+
+    out: Path
+    names: list[str]
+    pictures: pd.DataFrame
+    skipped: pd.DataFrame
+    head: MaskClassifier
+    profile: Profile
+    kept: dict[str, Path]
+
+    def embeddings(self, name: str) -> MaskEmbeddings:
+        """SAM's embeddings of a picture."""
+        return store.load(self.kept[name]).on_grid(self.profile.grid)
+
+
+def annotate(
+    images: str | Path | Sequence[str | Path],
+    classes: str | Sequence[str] | Mapping[str, Sequence[str]],
+    out: str | Path | None = None,
+    *,
+    profile: str | Profile = "mini",
+    source: str | None = None,
+    seed: int | None = None,
+    others: str | Sequence[str] = (),
+    score_threshold: float | None = None,
+    nms_iou: float | None = None,
+    nms_per_class: bool | None = None,
+    join_parts: bool | None = None,
+    smallest: int | None = None,
+    strict: bool = False,
+) -> Annotated:
+    """Label the objects of `classes` on `images`; write a data set in the formats of COCO, PASCAL VOC and YOLO.
+
+    Args:
+        images: a folder (with all folders in it), a pattern such as "photos/*.jpg", a file, or a list of these.
+        classes: two names or more, or a class -> the names that it gathers (`{"animal": ["cat", "dog"]}`); as text,
+            too: "dog, bicycle", "{animal: [cat, dog], person: [person]}".
+        out: folder of the data set: new, empty, or of an earlier run, which goes on (pictures that are not asked for
+            any more leave it). By default it lies beside the images' folder, its name followed by "-labelled".
+        profile: name of a file of `profiles/`, or a profile.
+        source: of the training images, "synthetic" or "web"; the profile's first by default.
+        seed: of the head; the profile's first by default.
+        others: names of things that are on the images and to be left alone: one more class is trained on theirs.
+        score_threshold, nms_iou, nms_per_class, join_parts, smallest: in place of the profile's (`InferenceConfig`).
+        strict: fail in the end if an image was skipped.
+
+    Raises:
+        UserError: no image, a class name that is none, a folder that holds something else; with `strict`, a skipped
+            image. All that was finished stays.
+    """
+    chosen = profiles.load(profile) if isinstance(profile, str) else profile
+    wanted = dict(score_threshold=score_threshold, nms_iou=nms_iou, nms_per_class=nms_per_class,
+                  join_parts=join_parts, smallest=smallest)  # fmt: skip
+    chosen = _with(chosen, {key: value for key, value in wanted.items() if value is not None})
+    source, seed = source or next(iter(chosen.sources)), chosen.seeds[0] if seed is None else seed
+    gathered = _gathered(classes, others)
+    folder = (Path(out).expanduser() if out else _beside(images)).resolve()
+    _check_folder(folder)
+    pictures = find(images, folder)
+    _check_room(folder, pictures, chosen.sam.points_per_side**2)
+    downloads.get_files(chosen.model_copy(update={"datasets": {}}))  # SAM, if it is a published one
+    with runs.alone(folder / RECORDS / "run"):
+        model, place = stages.heads_of(chosen, gathered, source, seed).student, stages.pictures_folder(chosen)
+        kept = {p.name: place / p.state[:2] / f"{p.state}.npz" for p in pictures}
+        skipped = _embed(pictures, kept, chosen)
+        names = [name for name in gathered if name != NOTHING]
+        summaries = _answer([p for p in pictures if p.name not in skipped], kept, chosen, model, names, folder, skipped)
+        lines = pd.DataFrame([(p.original, skipped[p.name]) for p in pictures if p.name in skipped],
+                             columns=["original", "reason"])  # fmt: skip
+        about = _about(chosen, gathered, source, seed, model)
+        table = export.finish(folder, names, summaries, lines, about)
+    _report(folder, table, lines, strict)
+    return Annotated(folder, names, table, lines, model, chosen, kept)
+
+
+def _about(
+    profile: Profile, gathered: Mapping[str, Sequence[str]], source: str, seed: int, model: MaskClassifier
+) -> dict[str, Any]:
+    """What it takes to do it again."""
+    made = stages.training_images(profile, source, sorted({name for of in gathered.values() for name in of}))
+    return dict(
+        classes={name: list(of) for name, of in gathered.items()},
+        source=source,
+        training_images={"images": len(made.table), "key": made.key},
+        seed=seed,
+        profile=profile.name,
+        settings=profile.decisive(),
+        sam_sha256=export.sha256(sam.find_checkpoint(profile.sam)),
+        head_sha256=_digest(model),
+        commit=runs.commit(),
+        versions=runs.versions(),
+    )
+
+
+def _with(profile: Profile, wanted: dict[str, Any]) -> Profile:
+    """The profile with other values of `inference`."""
+    for key, value in wanted.items():
+        try:
+            profile = profile.changed(f"inference.{key}", value)
+        except ValidationError as error:
+            raise UserError(f"{key}={value!r}: {error.errors()[0]['msg']}") from error
+    return profile
+
+
+def _gathered(
+    classes: str | Sequence[str] | Mapping[str, Sequence[str]], others: str | Sequence[str]
+) -> dict[str, tuple[str, ...]]:
+    """Class -> names that it gathers, `NOTHING` last.
+
+    Raises:
+        UserError: fewer than two classes, or too many; a name that is none, or stands in two of them.
+    """
+    said, left = _listed(classes), _listed(others)
+    gathered = said if isinstance(said, dict) else {name: (name,) for name in said}
+    if isinstance(said, list) and len(gathered) < len(said):
+        raise UserError(f"a class is named twice in '{', '.join(said)}': name each once")
+    if left:
+        gathered = gathered | {NOTHING: tuple(left)}
+    every = [name for of in gathered.values() for name in of]
+    if not gathered:
+        raise UserError("no class names: name two or more, 'dog, bicycle'")
+    if twice := sorted(name for name, count in Counter(every).items() if count > 1):
+        raise UserError(f"'{twice[0]}' is in two classes, or twice in one: put each name into one class, once")
+    if len(gathered) < 2:
+        raise UserError("one class alone cannot be told from anything: name two or more, or `others` to leave alone")
+    if len(gathered) > MOST_CLASSES:
+        raise UserError(f"{len(gathered)} classes: a VOC map has room for {MOST_CLASSES}")
+    class_names.check_names(list(gathered))
+    class_names.check_names(every)
+    if empty := [name for name, of in gathered.items() if not of]:
+        raise UserError(f"class '{empty[0]}' gathers nothing: name what belongs to it, or leave it out")
+    return gathered
+
+
+def _listed(names: Any) -> list[str] | dict[str, tuple[str, ...]]:
+    """Names as they were given, text as YAML: "dog, bicycle", "[dog, bicycle]", "{animal: [cat, dog]}"."""
+    if isinstance(names, str):
+        try:
+            names = yaml.safe_load(names) or []
+        except yaml.YAMLError as error:
+            raise UserError(f"class names {names!r} are neither 'dog, bicycle' nor '{{animal: [cat, dog]}}'") from error
+    if isinstance(names, Mapping):
+        return {str(name): tuple(_listed(of)) for name, of in names.items()}
+    if not isinstance(names, str):
+        return [str(name).strip() for name in (names if isinstance(names, Sequence) else [names])]
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _beside(images: str | Path | Sequence[str | Path]) -> Path:
+    """Where the data set goes if nothing is said: "photos" and "photos/*.jpg" -> "photos-labelled"."""
+    if not isinstance(images, str | Path):
+        raise UserError("name the folder `out`: pictures of a list need not lie together")
+    place = Path(images).expanduser()
+    while any(sign in place.name for sign in "*?[") or place.is_file():
+        place = place.parent
+    place = place.resolve()
+    return place.with_name(f"{place.name}-labelled")
+
+
+def find(images: str | Path | Sequence[str | Path], out: Path) -> list[Picture]:
+    """The pictures that were asked for, each once, in the order of their paths.
+
+    In a folder, these are the files whose ending says that they are; hidden ones, and what lies below `out`, are not
+    looked at, and others are counted in a line. Files that are named or that match a pattern are all taken.
+
+    Raises:
+        UserError: nothing there.
+    """
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    found: dict[Path, None] = {}
+    others: Counter[str] = Counter()
+    for place in map(Path, [images] if isinstance(images, str | Path) else images):
+        place = place.expanduser()
+        if place.is_dir():
+            inside = [p for p in sorted(place.rglob("*")) if not p.is_dir() and not _hidden(p.relative_to(place))]
+            taken = [p for p in inside if p.suffix.lower() in endings]
+            others.update(p.suffix.lower() or "no ending" for p in inside if p.suffix.lower() not in endings)
+        elif place.is_file():
+            taken = [place]
+        else:
+            taken = [Path(p) for p in sorted(glob.glob(str(place), recursive=True)) if Path(p).is_file()]
+        taken = [p for p in (Path(os.path.abspath(p)) for p in taken) if not p.resolve().is_relative_to(out)]
+        if not taken:
+            raise UserError(f"no pictures in {place}: name a folder, a pattern such as 'photos/*.jpg', or files")
+        found |= dict.fromkeys(taken)
+    if others:
+        kinds = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
+        print(f"left alone, their endings are none of pictures that can be read: {kinds}")
+    return _named(sorted(found))
+
+
+def _hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
+
+
+def _named(files: Sequence[Path]) -> list[Picture]:
+    root, pictures, taken = Path(os.path.commonpath([file.parent for file in files])), [], Counter()
+    for file in files:
+        original = file.relative_to(root).as_posix()
+        name = re.sub(r"[^\w.\- ]", "_", original.rpartition(".")[0] or original).lstrip(".") or "picture"
+        if len(name.encode()) > 150:  # a file's name ends at 255 bytes
+            digest = hashlib.sha256(original.encode(errors="replace")).hexdigest()[:16]
+            name = f"{name.encode()[:120].decode(errors='ignore')}-{digest}"
+        while taken[name.lower()]:  # some file systems do not tell A from a
+            name += "_"
+        taken[name.lower()] += 1
+        state = file.stat() if file.exists() else file.lstat()  # a link that leads nowhere will be skipped, and said
+        key = runs.stage_key([os.fsencode(file).hex(), state.st_size, state.st_mtime_ns])
+        pictures.append(Picture(file, original.encode(errors="replace").decode(), name, state.st_size, key))
+    return pictures
+
+
+def _check_folder(out: Path) -> None:
+    """A folder of something else is left alone."""
+    if out.exists() and not (out.is_dir() and ((out / RECORDS).is_dir() or not any(out.iterdir()))):
+        raise UserError(f"{out} holds something else: choose a new folder, or an empty one")
+
+
+def _check_room(out: Path, pictures: Sequence[Picture], points: int) -> None:
+    """A disk that is too small is found out before any work; SAM says some 2 kB about each point, rarely 3."""
+    size = sum(p.size for p in pictures) / 2**30
+    runs.check_disk(out, 2 * size + len(pictures) * 1e-4)
+    runs.check_disk(paths.data(), len(pictures) * points * 3e-6)
+
+
+def read(file: Path) -> np.ndarray:
+    """A picture (H, W, 3) uint8 RGB; see `images.rgb`.
+
+    Raises:
+        UserError: why it cannot be annotated, in a few words.
+    """
+    try:
+        image = image_files.read(file)
+    except UserError as error:
+        raise UserError(_words(error.__cause__ or error, file)) from error
+    if max(image.shape) > LARGEST_SIDE:
+        raise UserError(f"{max(image.shape)} pixels a side are more than {LARGEST_SIDE}: cut it or make it smaller")
+    return image
+
+
+def _words(error: BaseException, file: Path) -> str:
+    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if "cannot identify image file" in said:
+        return "an empty file" if not file.stat().st_size else "no picture, or of a kind that Pillow cannot read"
+    return " ".join(said.split())
+
+
+def _embed(pictures: Sequence[Picture], kept: Mapping[str, Path], profile: Profile) -> dict[str, str]:
+    """Keep SAM's embeddings of all pictures; returns name -> reason of those that cannot be read."""
+    todo = [p for p in pictures if not kept[p.name].exists()]
+    if not todo:
+        return {}
+    skipped: dict[str, str] = {}
+    waiting: deque[Picture] = deque()
+
+    def opened(picture: Picture) -> np.ndarray | UserError:
+        try:
+            return read(picture.file)
+        except UserError as error:
+            return error
+
+    def readable() -> Iterator[np.ndarray]:
+        with runs.workers(runs.processors() if runs.device().type == "cuda" else 1) as each:
+            for picture, image in zip(todo, each(opened, todo), strict=True):
+                if isinstance(image, UserError):
+                    skipped[picture.name] = str(image)
+                    bar.update()
+                else:
+                    waiting.append(picture)
+                    yield image
+
+    bar = tqdm(total=len(pictures), initial=len(pictures) - len(todo), desc="SAM", unit="image")
+    extract = sam.Extractor(profile.sam, runs.device())
+    with bar, closing(extract.stream(readable(), lambda image: image)) as found:
+        for embeddings in found:
+            store.save(kept[waiting.popleft().name], embeddings)
+            bar.update()
+    return skipped
+
+
+def _answer(
+    pictures: Sequence[Picture],
+    kept: Mapping[str, Path],
+    profile: Profile,
+    model: MaskClassifier,
+    names: Sequence[str],
+    out: Path,
+    skipped: dict[str, str],
+) -> list[dict[str, Any]]:
+    """Write the answer of each picture that has none yet with these settings; returns the summary of each.
+
+    A picture that cannot be read any more is added to `skipped`.
+    """
+    code = (datasets, export, figures, head, image_files, inference, rle, sam)
+    masks = stages.pictures_folder(profile).name  # a key of SAM and its settings
+    key = runs.stage_key([_digest(model), names, profile.inference, profile.grid, masks], code)
+
+    def one(picture: Picture) -> dict[str, Any] | None:
+        mine = f"{key}-{picture.state}"
+        if (known := export.answered(out, picture.name, mine)) is not None:
+            return known
+        embeddings = store.load(kept[picture.name]).on_grid(profile.grid)
+        probability = inference.probabilities(model, embeddings.tokens)
+        found = inference.choose(probability, embeddings, profile.inference, len(names))
+        try:
+            image = read(picture.file)
+        except UserError as error:
+            skipped[picture.name] = str(error)
+            return None
+        answer = Answer(picture.name, picture.original, picture.file, image, found, embeddings.extent)
+        return export.write(out, answer, names, mine)
+
+    with runs.workers(runs.cores()) as each:
+        summaries = tqdm(each(one, pictures), "annotated", len(pictures), unit="image")
+        return [summary for summary in summaries if summary is not None]
+
+
+def _digest(model: MaskClassifier) -> str:
+    return hashlib.sha256(save({name: value.cpu() for name, value in model.state_dict().items()})).hexdigest()
+
+
+def _report(out: Path, table: pd.DataFrame, skipped: pd.DataFrame, strict: bool) -> None:
+    here = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
+    print(f"{len(table)} pictures annotated, {table['objects'].sum()} objects; look first: {here / 'index.html'}")
+    if len(skipped):
+        shown = [f"  {line.original}: {line.reason}" for line in skipped.head(10).itertuples()]
+        more = [f"  ... and {len(skipped) - 10} more"] * (len(skipped) > 10)
+        print("\n".join([f"{len(skipped)} skipped, all of them in {here / 'skipped.csv'}:", *shown, *more]))
+        if strict:
+            first = skipped.iloc[0]
+            raise UserError(
+                f"{len(skipped)} of {len(skipped) + len(table)} pictures were skipped, {first['original']} for one "
+                f"({first['reason']}); the others are in {here}: mend or remove those in skipped.csv and start again"
+            )
