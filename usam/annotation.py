@@ -3,7 +3,7 @@
     usam.annotate("~/photos", ["dog", "bicycle"], "labelled", profile="paper")
 
 Training images are made for the names and a head is trained on them; then SAM looks at picture after picture, and the
-head names its masks. What is finished stays: SAM's embeddings of a picture (other names or thresholds need no SAM), and
+head names its masks. What is finished stays: SAM's embeddings of a picture (other names and thresholds use them), and
 its answer in the output folder, so that a run that was stopped goes on where it was.
 """
 
