@@ -3,6 +3,9 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ import pytest
 from PIL import Image
 
 import usam
-from usam import annotation, export, inference, sam, stages, store
+from usam import annotation, export, inference, paths, profiles, sam, stages, store
 from usam.annotation import NOTHING, annotate, find
 from usam.errors import UserError
 from usam.profiles import Profile
@@ -155,13 +158,75 @@ def without_sam(monkeypatch) -> None:
 
 def test_other_settings_and_names_need_no_sam(tiny, folder, monkeypatch):
     annotate(folder, CLASSES, profile=tiny)
-    annotate(folder, CLASSES[::-1], folder.with_name("other"), profile=tiny)  # the same training images
     without_sam(monkeypatch)
+    annotate(folder, CLASSES[::-1], folder.with_name("other"), profile=tiny)  # the same training images
     strict = annotate(folder, CLASSES, profile=tiny, score_threshold=1)
     assert strict.pictures["objects"].sum() == 0 and (strict.pictures["doubt"] == 1).all()
     lenient = annotate(folder, CLASSES, profile=tiny, score_threshold=0.5)
     assert lenient.pictures["objects"].sum() > 0
     assert lenient.embeddings("b").image_size == (30, 40)
+
+
+KILLED = """
+import os, signal, sys
+from usam import annotation, export, profiles
+data, out, threshold, after = sys.argv[1:]
+plain, calls = export.runs.write_atomically, []
+def writing(*arguments):
+    calls.append(arguments)
+    if len(calls) == int(after):
+        os.kill(os.getpid(), signal.SIGKILL)
+    plain(*arguments)
+export.runs.write_atomically = writing
+smoke = profiles.load("smoke")
+head = smoke.head.model_copy(update={"epochs": 1})
+annotation.annotate(data, ["car", "dog"], out, profile=smoke.model_copy(update={"head": head}),
+                    score_threshold=float(threshold))
+"""
+
+
+@pytest.mark.parametrize("after", [4, 7])
+def test_killed_at_other_settings_the_first_ones_come_back(tiny, folder, after):
+    """kill -9 in the middle of a picture's files: what is there belongs to two settings, and is not taken as whole."""
+    out = folder.with_name("out")
+    smoke = profiles.load("smoke").model_copy(update={"head": tiny.head})
+    annotate(folder, CLASSES, out, profile=smoke, score_threshold=0.9)
+    before = files_of(out)
+    command = [sys.executable, "-c", KILLED, str(folder), str(out), "0.5", str(after)]
+    assert subprocess.run(command, capture_output=True, cwd=paths.ROOT).returncode == -signal.SIGKILL
+    assert files_of(out) != before
+    annotate(folder, CLASSES, out, profile=smoke, score_threshold=0.9)
+    assert files_of(out) == before
+
+
+def test_a_broken_file_alone_does_not_load_sam(tiny, folder, monkeypatch):
+    (folder / "text.jpg").write_text("I am no picture")
+    annotate(folder, CLASSES, profile=tiny)
+    without_sam(monkeypatch)
+    assert len(annotate(folder, CLASSES, profile=tiny, score_threshold=0.5).skipped) == 1
+
+
+def test_a_broken_file_among_others_changes_nothing_of_theirs(tiny, folder):
+    whole = annotate(folder, CLASSES, folder.with_name("one"), profile=tiny, score_threshold=0.5).pictures
+    for name in ("0.jpg", "aa.jpg", "z.jpg"):
+        (folder / name).write_text("I am no picture")
+    shutil.rmtree(stages.pictures_folder(tiny))
+    found = annotate(folder, CLASSES, folder.with_name("two"), profile=tiny, score_threshold=0.5)
+    assert found.skipped["original"].tolist() == ["0.jpg", "aa.jpg", "z.jpg"]
+    pd.testing.assert_frame_equal(found.pictures, whole)
+
+
+def test_large_pictures_take_turns(tiny, folder, monkeypatch):
+    monkeypatch.setattr(annotation, "LARGE", 100)
+    held, plain = [], annotation.read
+
+    def reading(file):
+        held.append(annotation._large.locked())
+        return plain(file)
+
+    monkeypatch.setattr(annotation, "read", reading)
+    annotate(folder, CLASSES, profile=tiny)
+    assert len(held) > 5 and all(held)
 
 
 @pytest.mark.parametrize("after", [1, 2])
@@ -267,20 +332,70 @@ def test_find_folder_pattern_list_and_file(folder, monkeypatch):
     assert names("holiday") == ["a"]
     picture(folder / "labelled" / "images" / "a.png")  # a data set inside the folder of pictures
     assert names(folder) == ["a", "b", "holiday_a"]
-    with pytest.raises(UserError, match="no pictures in"):
-        find(folder / "nowhere", folder)
+    for nothing in (folder / "nowhere", folder / "*.jpg", folder / "nowhere" / "*.png"):
+        with pytest.raises(UserError, match="no pictures in"):
+            find(nothing, folder / "labelled")
+    with pytest.raises(UserError, match="is no pattern"):
+        find(folder / "**.png", folder / "labelled")
+
+
+def test_find_odd_entries(folder, capsys):
+    """A link that leads to itself, one to a folder, an ending that is no text, a folder with the signs of a pattern."""
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    (folder / "elsewhere").symlink_to(folder.parent)
+    Path(os.fsdecode(os.fsencode(folder) + b"/n.t\xe9xt")).write_text("")
+    picture(folder / "trip [2020]" / "a.png")
+    assert [p.original for p in find(folder, folder.with_name("out"))] == [
+        "a.png", "b.png", "holiday/a.png", "loop.jpg", "trip [2020]/a.png",
+    ]  # fmt: skip
+    assert "1 links to folders" in capsys.readouterr().out
+    assert [p.original for p in find(folder / "trip [2020]" / "*.png", folder.with_name("out"))] == ["a.png"]
+
+
+def test_where_the_data_set_goes_by_default(folder):
+    for images in (folder, folder / "a.png", folder / "*.png", folder / "**" / "a.png", f"{folder}/../in"):
+        assert annotation._beside(images) == folder.with_name("in-labelled")
+    odd = folder / "trip [2020]"
+    odd.mkdir()
+    assert annotation._beside(odd) == folder / "trip [2020]-labelled"
+    with pytest.raises(UserError, match="name the folder `out`"):
+        annotation._beside([folder])
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of what it finds
+@pytest.mark.parametrize("ending", ["png", "jpg", "gif", "tiff", "webp", "bmp", "ppm", "tga", "ico", "jp2"])
+def test_damaged_files_of_all_kinds_have_a_line_or_a_picture(tmp_path, ending):
+    """Bytes are changed, left out and put in at random; nothing but a `UserError` ever comes out."""
+    rng, file = np.random.default_rng(0), tmp_path / f"picture.{ending}"
+    whole = picture(file, (24, 16)).read_bytes()
+    for _ in range(60):
+        damaged = bytearray(whole)
+        for place in rng.integers(0, len(whole), rng.integers(1, 12)):
+            damaged[place] = rng.integers(256)
+        cut = int(rng.integers(1, len(whole) + 1))
+        file.write_bytes(bytes(damaged[:cut] if rng.random() < 0.3 else damaged))
+        try:
+            image = annotation.read(file)
+        except UserError as error:
+            assert str(error) and "\n" not in str(error)
+        else:
+            assert image.ndim == 3 and image.dtype == np.uint8
 
 
 def test_names_are_unique_and_can_be_written_everywhere(tmp_path):
-    for name in ("a.png", "a.jpg", "A.gif", "x/y:z?.png", "x_y_z_.png", "Größe 1.png", f"{'ä' * 120}.png"):
+    for name in ("a.png", "a.jpg", "A.gif", "x/y:z?.png", "x_y_z_.png", "Größe 1.png", " b .png", f"{'ä' * 120}.png"):
         picture(tmp_path / name)
+    (tmp_path / "v1.2").mkdir()
+    for k in range(3):
+        shutil.copy(tmp_path / "a.png", tmp_path / "v1.2" / str(k))
     broken = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.png")  # Latin-1 on a disk of UTF-8
     shutil.copy(tmp_path / "a.png", broken)
-    found = find(tmp_path, tmp_path / "out")
+    found = find([tmp_path, tmp_path / "v1.2" / "*"], tmp_path / "out")
     names = [p.name for p in found]
-    assert len({name.lower() for name in names}) == len(names) == 8
+    assert len({name.lower() for name in names}) == len(names) == 12
+    assert names == [name.strip() for name in names] and {"v1.2_0", "v1.2_1", "v1.2_2"} <= set(names)
     assert all(len(name.encode()) <= 150 and not set(name) & set('/\\:*?"<>|') for name in names)
-    assert "Größe 1" in names and len({p.state for p in found}) == 8
+    assert "Größe 1" in names and len({p.state for p in found}) == 12
     assert all(p.original.encode() for p in found)
 
 
@@ -312,6 +427,7 @@ def test_classes_in_every_form(said, meant):
         ("dog, ../../etc", "", "no folder name"),
         ("{animal: [cat", "", "are neither"),
         ([f"thing {k}" for k in range(300)], "", "has room for 254"),
+        ({NOTHING: ["cat"], "dog": ["dog"]}, "", "the name of the class of `others`"),
     ],
 )
 def test_class_names_that_do_not_do(tiny, folder, classes, others, said):

@@ -74,6 +74,17 @@ def test_large_outlines_are_coarser_by_half_a_pixel_for_each_1024():
     assert (again ^ mask).sum() < 2 * 0.5 * 2 * np.pi * 800
 
 
+@pytest.mark.parametrize("place", [np.s_[:, 3000:9000], np.s_[9, :], np.s_[:, 77], np.s_[3, 5]])
+def test_thin_masks_on_large_images_still_have_an_outline(place):
+    mask = np.zeros((10, 20_000), bool)
+    mask[place] = True
+    rings = export.polygons(mask)
+    assert all(len(ring) >= 3 for ring in rings)
+    again = by_pycocotools(rings, *mask.shape)
+    assert (again & mask).sum() >= 0.9 * mask.sum() and again.sum() <= 1.1 * mask.sum()
+    assert filled(export.one_polygon(mask), mask.shape).sum() >= 0.9 * mask.sum()
+
+
 @pytest.fixture
 def written(tmp_path) -> tuple[Path, dict[str, np.ndarray], dict[str, LabelledMasks]]:
     """A data set of three pictures, with the semantic maps that belong to them and the masks at their own size."""

@@ -69,11 +69,11 @@ def test_each_mask_says_its_class_and_score(annotated):
 
 def test_a_slider_takes_less_than_a_fifth_of_a_second(annotated):
     view, seconds = Viewer(annotated), []
-    for value in np.linspace(0.5, 0.7, 11):
+    for score, nms in ((0.0, 1.0), (0.6, 1.0), (0.0, 0.99), (0.0, 0.5)):  # up to all of the hundred masks
         start = time.perf_counter()
-        view.score.value = float(value)
-        seconds.append(time.perf_counter() - start)
-    assert np.median(seconds) < 0.2
+        view.score.value, view.nms.value = score, nms  # two redraws
+        seconds.append((time.perf_counter() - start) / 2)
+    assert max(seconds) < 0.2
 
 
 def test_without_a_kernel_there_is_the_picture(annotated):

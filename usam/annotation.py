@@ -7,13 +7,14 @@ head names its masks. What is finished stays: SAM's embeddings of a picture (oth
 its answer in the output folder, so that a run that was stopped goes on where it was.
 """
 
-import glob
 import hashlib
+import itertools
 import os
 import re
+import threading
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,6 +39,8 @@ from usam.sam import MaskEmbeddings
 NOTHING = "nothing of these"  # the class of `others`: what it is given is dropped
 MOST_CLASSES = 254  # a VOC map has 256 values, two of them are background and void
 LARGEST_SIDE = 32_766  # pixels; OpenCV warps no larger ones
+LARGE = 2**24  # pixels
+LONGEST = 150  # bytes of a name; a file's ends at 255
 
 
 class Picture(NamedTuple):
@@ -111,7 +114,8 @@ def annotate(
         out: folder of the data set: new, empty, or of an earlier run, which goes on (pictures that are not asked for
             any more leave it). By default it lies beside the images' folder, its name followed by "-labelled".
         profile: name of a file of `profiles/`, or a profile.
-        source: of the training images, "synthetic" or "web"; the profile's first by default.
+        source: of the training images, "web" or "synthetic"; by default "web" where the profile has it, which costs
+            less than drawing them.
         seed: of the head; the profile's first by default.
         others: names of things that are on the images and to be left alone: one more class is trained on theirs.
         score_threshold, nms_iou, nms_per_class, join_parts, smallest: in place of the profile's (`InferenceConfig`).
@@ -125,7 +129,8 @@ def annotate(
     wanted = dict(score_threshold=score_threshold, nms_iou=nms_iou, nms_per_class=nms_per_class,
                   join_parts=join_parts, smallest=smallest)  # fmt: skip
     chosen = _with(chosen, {key: value for key, value in wanted.items() if value is not None})
-    source, seed = source or next(iter(chosen.sources)), chosen.seeds[0] if seed is None else seed
+    source = source or ("web" if "web" in chosen.sources else next(iter(chosen.sources)))
+    seed = chosen.seeds[0] if seed is None else seed
     gathered = _gathered(classes, others)
     folder = (Path(out).expanduser() if out else _beside(images)).resolve()
     _check_folder(folder)
@@ -185,6 +190,8 @@ def _gathered(
     """
     said, left = _listed(classes), _listed(others)
     gathered = said if isinstance(said, dict) else {name: (name,) for name in said}
+    if NOTHING in gathered:
+        raise UserError(f"'{NOTHING}' is the name of the class of `others`: name those things there")
     if isinstance(said, list) and len(gathered) < len(said):
         raise UserError(f"a class is named twice in '{', '.join(said)}': name each once")
     if left:
@@ -223,11 +230,15 @@ def _beside(images: str | Path | Sequence[str | Path]) -> Path:
     """Where the data set goes if nothing is said: "photos" and "photos/*.jpg" -> "photos-labelled"."""
     if not isinstance(images, str | Path):
         raise UserError("name the folder `out`: pictures of a list need not lie together")
-    place = Path(images).expanduser()
-    while any(sign in place.name for sign in "*?[") or place.is_file():
-        place = place.parent
-    place = place.resolve()
+    place = _folder(Path(images).expanduser()).resolve()
     return place.with_name(f"{place.name}-labelled")
+
+
+def _folder(place: Path) -> Path:
+    """The folder itself, that of a file, or what comes before the signs of a pattern."""
+    while not os.path.isdir(place):
+        place = place.parent
+    return place
 
 
 def find(images: str | Path | Sequence[str | Path], out: Path) -> list[Picture]:
@@ -239,27 +250,45 @@ def find(images: str | Path | Sequence[str | Path], out: Path) -> list[Picture]:
     Raises:
         UserError: nothing there.
     """
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
     found: dict[Path, None] = {}
     others: Counter[str] = Counter()
     for place in map(Path, [images] if isinstance(images, str | Path) else images):
         place = place.expanduser()
-        if place.is_dir():
-            inside = [p for p in sorted(place.rglob("*")) if not p.is_dir() and not _hidden(p.relative_to(place))]
-            taken = [p for p in inside if p.suffix.lower() in endings]
-            others.update(p.suffix.lower() or "no ending" for p in inside if p.suffix.lower() not in endings)
-        elif place.is_file():
-            taken = [place]
-        else:
-            taken = [Path(p) for p in sorted(glob.glob(str(place), recursive=True)) if Path(p).is_file()]
-        taken = [p for p in (Path(os.path.abspath(p)) for p in taken) if not p.resolve().is_relative_to(out)]
+        taken = [Path(os.path.abspath(p)) for p in _taken(place, others)]
+        taken = [p for p in taken if not Path(os.path.realpath(p)).is_relative_to(out)]
         if not taken:
             raise UserError(f"no pictures in {place}: name a folder, a pattern such as 'photos/*.jpg', or files")
         found |= dict.fromkeys(taken)
     if others:
-        kinds = ", ".join(f"{count} {ending}" for ending, count in others.most_common())
-        print(f"left alone, their endings are none of pictures that can be read: {kinds}")
+        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
+        print(f"left alone, no endings of pictures that can be read: {kinds.encode(errors='replace').decode()}")
     return _named(sorted(found))
+
+
+def _taken(place: Path, others: Counter[str]) -> list[Path]:
+    """Files of a folder, a pattern or a file; kinds of those that are left alone go to `others`."""
+    if os.path.isfile(place):
+        return [place]
+    folder = _folder(place)
+    if folder != place:
+        try:
+            inside = sorted(folder.glob(str(place.relative_to(folder))))
+        except ValueError as error:
+            raise UserError(f"'{place}' is no pattern ({error}): try 'photos/*.jpg' or 'photos/**/*.jpg'") from error
+        return [p for p in inside if os.path.isfile(p) and not _hidden(p.relative_to(folder))]
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    taken = []
+    for path in sorted(place.rglob("*")):
+        ending = path.suffix.lower()
+        if _hidden(path.relative_to(place)) or (os.path.isdir(path) and not path.is_symlink()):
+            continue
+        if os.path.isdir(path):
+            others["links to folders"] += 1
+        elif ending in endings:
+            taken.append(path)
+        else:
+            others[ending or "without ending"] += 1
+    return taken
 
 
 def _hidden(path: Path) -> bool:
@@ -267,19 +296,19 @@ def _hidden(path: Path) -> bool:
 
 
 def _named(files: Sequence[Path]) -> list[Picture]:
-    root, pictures, taken = Path(os.path.commonpath([file.parent for file in files])), [], Counter()
+    root, pictures, taken = Path(os.path.commonpath([file.parent for file in files])), [], set()
     for file in files:
-        original = file.relative_to(root).as_posix()
-        name = re.sub(r"[^\w.\- ]", "_", original.rpartition(".")[0] or original).lstrip(".") or "picture"
-        if len(name.encode()) > 150:  # a file's name ends at 255 bytes
-            digest = hashlib.sha256(original.encode(errors="replace")).hexdigest()[:16]
-            name = f"{name.encode()[:120].decode(errors='ignore')}-{digest}"
-        while taken[name.lower()]:  # some file systems do not tell A from a
-            name += "_"
-        taken[name.lower()] += 1
-        state = file.stat() if file.exists() else file.lstat()  # a link that leads nowhere will be skipped, and said
+        original = file.relative_to(root)
+        name = re.sub(r"[^\w.\- ]", "_", original.with_suffix("").as_posix()).strip(" .") or "picture"
+        if len(name.encode()) > LONGEST:
+            digest = hashlib.sha256(os.fsencode(original)).hexdigest()[:16]
+            name = f"{name.encode()[: LONGEST - 17].decode(errors='ignore')}-{digest}"
+        copies = (name if k == 1 else f"{name}-{k}" for k in itertools.count(1))
+        name = next(one for one in copies if one.lower() not in taken)  # some file systems do not tell A from a
+        taken.add(name.lower())
+        state = file.stat() if os.path.exists(file) else file.lstat()  # a link that leads nowhere is skipped, and said
         key = runs.stage_key([os.fsencode(file).hex(), state.st_size, state.st_mtime_ns])
-        pictures.append(Picture(file, original.encode(errors="replace").decode(), name, state.st_size, key))
+        pictures.append(Picture(file, original.as_posix().encode(errors="replace").decode(), name, state.st_size, key))
     return pictures
 
 
@@ -291,23 +320,27 @@ def _check_folder(out: Path) -> None:
 
 def _check_room(out: Path, pictures: Sequence[Picture], points: int) -> None:
     """A disk that is too small is found out before any work; SAM says some 2 kB about each point, rarely 3."""
-    size = sum(p.size for p in pictures) / 2**30
-    runs.check_disk(out, 2 * size + len(pictures) * 1e-4)
-    runs.check_disk(paths.data(), len(pictures) * points * 3e-6)
+    new = [p.size for p in pictures if not (out / export.FILES[0].format(p.name)).exists()]
+    runs.check_disk(out, 2 * sum(new) / 2**30 + len(new) * 1e-4)
+    runs.check_disk(paths.data(), len(new) * points * 3e-6)
+
+
+class Unreadable(UserError):
+    """Why a picture cannot be annotated, in a few words."""
 
 
 def read(file: Path) -> np.ndarray:
     """A picture (H, W, 3) uint8 RGB; see `images.rgb`.
 
     Raises:
-        UserError: why it cannot be annotated, in a few words.
+        Unreadable: it is not.
     """
     try:
         image = image_files.read(file)
-    except UserError as error:
-        raise UserError(_words(error.__cause__ or error, file)) from error
+    except Exception as error:  # a damaged file can raise anything
+        raise Unreadable(_words(error.__cause__ or error, file)) from error
     if max(image.shape) > LARGEST_SIDE:
-        raise UserError(f"{max(image.shape)} pixels a side are more than {LARGEST_SIDE}: cut it or make it smaller")
+        raise Unreadable(f"{max(image.shape)} pixels a side are more than {LARGEST_SIDE}: cut it or make it smaller")
     return image
 
 
@@ -315,40 +348,54 @@ def _words(error: BaseException, file: Path) -> str:
     said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     if "cannot identify image file" in said:
         return "an empty file" if not file.stat().st_size else "no picture, or of a kind that Pillow cannot read"
-    return " ".join(said.split())
+    return " ".join(said.split()) or f"damaged ({type(error).__name__})"
 
 
 def _embed(pictures: Sequence[Picture], kept: Mapping[str, Path], profile: Profile) -> dict[str, str]:
     """Keep SAM's embeddings of all pictures; returns name -> reason of those that cannot be read."""
-    todo = [p for p in pictures if not kept[p.name].exists()]
-    if not todo:
-        return {}
+    todo = deque(p for p in pictures if not kept[p.name].exists())
     skipped: dict[str, str] = {}
-    waiting: deque[Picture] = deque()
 
-    def opened(picture: Picture) -> np.ndarray | UserError:
+    def load(picture: Picture) -> np.ndarray:
+        """The picture, or a pixel in place of one that cannot be read: the others go on."""
         try:
-            return read(picture.file)
-        except UserError as error:
-            return error
+            with _one_large_at_a_time(picture.file):
+                return read(picture.file)
+        except Unreadable as error:
+            skipped[picture.name] = str(error)
+            return np.zeros((1, 1, 3), np.uint8)
 
-    def readable() -> Iterator[np.ndarray]:
-        with runs.workers(runs.processors() if runs.device().type == "cuda" else 1) as each:
-            for picture, image in zip(todo, each(opened, todo), strict=True):
-                if isinstance(image, UserError):
-                    skipped[picture.name] = str(image)
-                    bar.update()
-                else:
-                    waiting.append(picture)
-                    yield image
-
-    bar = tqdm(total=len(pictures), initial=len(pictures) - len(todo), desc="SAM", unit="image")
-    extract = sam.Extractor(profile.sam, runs.device())
-    with bar, closing(extract.stream(readable(), lambda image: image)) as found:
-        for embeddings in found:
-            store.save(kept[waiting.popleft().name], embeddings)
+    done = len(pictures) - len(todo)
+    with tqdm(total=len(pictures), initial=done, desc="SAM", unit="image", disable=not todo) as bar:
+        for picture in list(todo):  # for unreadable ones alone SAM is not loaded
+            load(picture)
+            if picture.name not in skipped:
+                break
+            todo.popleft()
             bar.update()
+        if todo:
+            extract = sam.Extractor(profile.sam, runs.device())
+            with closing(extract.stream(todo, load)) as found:
+                for picture, embeddings in zip(todo, found, strict=True):
+                    if picture.name not in skipped:
+                        store.save(kept[picture.name], embeddings)
+                    bar.update()
     return skipped
+
+
+_large = threading.Lock()
+
+
+@contextmanager
+def _one_large_at_a_time(file: Path) -> Iterator[None]:
+    """Several copies of 50 million pixels are memory enough: one thread at a time holds a picture of such a size."""
+    try:
+        with Image.open(file) as image:
+            large = image.width * image.height > LARGE
+    except Exception:  # whoever reads it will say why
+        large = False
+    with _large if large else nullcontext():
+        yield
 
 
 def _answer(
@@ -376,12 +423,15 @@ def _answer(
         probability = inference.probabilities(model, embeddings.tokens)
         found = inference.choose(probability, embeddings, profile.inference, len(names))
         try:
-            image = read(picture.file)
-        except UserError as error:
+            with _one_large_at_a_time(picture.file):
+                image = read(picture.file)
+                if image.shape[:2] != embeddings.image_size:
+                    raise Unreadable("changed while it was looked at: start again")
+                answer = Answer(picture.name, picture.original, picture.file, image, found, embeddings.extent)
+                return export.write(out, answer, names, mine)
+        except Unreadable as error:
             skipped[picture.name] = str(error)
             return None
-        answer = Answer(picture.name, picture.original, picture.file, image, found, embeddings.extent)
-        return export.write(out, answer, names, mine)
 
     with runs.workers(runs.cores()) as each:
         summaries = tqdm(each(one, pictures), "annotated", len(pictures), unit="image")

@@ -1,7 +1,7 @@
 """Annotated pictures as a data set that other tools read: COCO, PASCAL VOC, YOLO, and pages to look at.
 
     index.html                               pictures, the most doubtful first
-    images/NAME.jpg                          upright, in RGB
+    images/NAME.jpg                          upright; a JPEG that is so already, as it was
     overlays/NAME.jpg                        with their masks, at most 640 pixels wide or high
     annotations/instances.json               COCO, masks as RLE: exact
     annotations/instances_polygons.json      COCO, masks as polygons
@@ -76,12 +76,13 @@ def answered(out: Path, name: str, key: str) -> dict[str, Any] | None:
         record = json.loads((out / RECORDS / f"{name}.json").read_text())
     except (OSError, ValueError):
         return None
-    whole = record["key"] == key and all((out / file.format(name)).is_file() for file in FILES)
+    whole = record.get("key") == key and all((out / file.format(name)).is_file() for file in FILES)
     return record["summary"] if whole else None
 
 
 def write(out: Path, answer: Answer, names: Sequence[str], key: str) -> dict[str, Any]:
     """Write all files of a picture, its record last; returns its row of pictures.csv."""
+    (out / RECORDS / f"{answer.name}.json").unlink(missing_ok=True)  # of other settings: its files go now
     size = height, width = answer.image.shape[:2]
     semantic = np.zeros(size, np.uint8)
     objects, lines = [], []
@@ -93,7 +94,7 @@ def write(out: Path, answer: Answer, names: Sequence[str], key: str) -> dict[str
             objects.append(_coco(mask, label, float(answer.found.scores[k])))
             lines.append(" ".join([str(label), *_numbers(one_polygon(mask), width, height)]))
     summary = dict(name=answer.name, original=answer.original, width=width, height=height, objects=len(objects),
-                   doubt=round(inference.doubt(answer.found), 4), sha256=sha256(answer.file),
+                   doubt=round(inference.doubt(answer.found), 4) if objects else 1.0, sha256=sha256(answer.file),
                    classes=sorted({one["category_id"] - 1 for one in objects}))  # fmt: skip
     jpeg = _jpeg(answer)
     overlay = io.BytesIO()
@@ -134,8 +135,11 @@ def polygons(mask: np.ndarray) -> list[np.ndarray]:
     They run from a pixel's upper left corner to the middle of the last one: pycocotools fills exactly this mask.
     A hole is cut open: a way leads from the outline to it and back.
     """
-    scale, shift = (2, 0) if max(mask.shape) < COARSE else (1, 0.25)  # where half a pixel counts, or not
-    return [_opened(ring, holes) / scale + shift for ring, holes in _rings(mask, scale)]
+    if max(mask.shape) >= COARSE:  # half a pixel does not count, if there is an area at all
+        rings = _rings(mask, 1)
+        if all(_area(ring) for ring, _ in rings):
+            return [_opened(ring, holes) + 0.25 for ring, holes in rings]
+    return [_opened(ring, holes) / 2 for ring, holes in _rings(mask, 2)]
 
 
 def one_polygon(mask: np.ndarray) -> np.ndarray:
@@ -144,7 +148,7 @@ def one_polygon(mask: np.ndarray) -> np.ndarray:
     OpenCV's fillPoly draws it, border included. Parts and holes hang together by ways there and back.
     """
     parts = [_opened(ring, holes) for ring, holes in _rings(mask, 1)]
-    largest = max(range(len(parts)), key=lambda k: cv2.contourArea(parts[k].astype(np.int32)))
+    largest = max(range(len(parts)), key=lambda k: _area(parts[k]))
     whole = _opened(parts.pop(largest), parts)
     return np.concatenate([whole, whole[-1:].repeat(max(3 - len(whole), 0), 0)])
 
@@ -154,18 +158,23 @@ def _rings(mask: np.ndarray, scale: int) -> list[tuple[np.ndarray, list[np.ndarr
 
     Where an image is so large that a pixel is finer than SAM's masks, they have fewer points.
     """
-    tolerance = scale * (max(mask.shape) // COARSE) / 2
     x, y, width, height = cv2.boundingRect(mask.astype(np.uint8))
+    tolerance = scale * min(max(mask.shape) // COARSE / 2, min(width, height) / 20)
     inside = mask[y : y + height, x : x + width].astype(np.uint8).repeat(scale, 0).repeat(scale, 1)
     offset = (scale * x, scale * y)
     contours, tree = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE, offset=offset)
     if tolerance:
-        contours = [cv2.approxPolyDP(ring, tolerance, True) for ring in contours]
+        simple = [cv2.approxPolyDP(ring, tolerance, True) for ring in contours]
+        contours = [few if _area(few) else ring for few, ring in zip(simple, contours, strict=True)]
     found = {k: (ring[:, 0].astype(float), []) for k, ring in enumerate(contours) if tree[0, k, 3] < 0}
     for ring, parent in zip(contours, tree[0, :, 3].tolist(), strict=True):
         if parent >= 0:
             found[parent][1].append(ring[:, 0].astype(float))
     return list(found.values())
+
+
+def _area(ring: np.ndarray) -> float:
+    return cv2.contourArea(ring.astype(np.int32))
 
 
 def _opened(ring: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
@@ -382,12 +391,8 @@ opens the picture itself.</p>
 
 def _shown(row: dict[str, Any], names: Sequence[str]) -> str:
     name, said = html.escape(row["name"]), html.escape(", ".join(names[k] for k in row["classes"]) or "nothing found")
-    place = html.escape(f"{_quoted(row['name'])}.jpg")
+    place = html.escape(f"{row['name']}.jpg")
     return (
         f'<figure><a href="images/{place}"><img src="overlays/{place}" loading="lazy" alt="{name}: {said}"></a>'
         f"<figcaption>{name}<br>doubt {row['doubt']:.2f}, {said}</figcaption></figure>"
     )
-
-
-def _quoted(name: str) -> str:
-    return name.replace("%", "%25").replace("#", "%23").replace("?", "%3F")

@@ -107,6 +107,8 @@ class Viewer(widgets.VBox):
         start = time.perf_counter()
         found = self.found()
         masks = sam.to_image_size(found.masks, self._embeddings.extent, self._size)
+        seen = masks.any((1, 2))  # on a strip, a mask can be thinner than a pixel of the view
+        masks, found = masks[seen], found.only(seen)
         words = [
             (self._annotated.names[label], f"{score:.2f}", _hex(self._colors[label]))
             for label, score in zip(found.labels, found.scores, strict=True)
@@ -136,7 +138,7 @@ def svg(masks: np.ndarray, words: list[tuple[str, str, str]]) -> str:
     shapes, names, said, rules = [], [], [], []
     for k in reversed(range(len(masks))):
         name, score, color = words[k]
-        x, y = figures.middle(masks[k])
+        x, y = _middle(masks[k])
         shapes.append(
             f'<path class="m{k}" d="{_path(masks[k])}" fill="{color}" fill-opacity="0.45" fill-rule="evenodd" '
             f'stroke="white" stroke-width="1.5"><title>{html.escape(name)} {score}</title></path>'
@@ -148,6 +150,13 @@ def svg(masks: np.ndarray, words: list[tuple[str, str, str]]) -> str:
     drawn = "".join(shapes + names + said)
     look = STYLE % "".join(rules)
     return f'{look}<svg class="usam" viewBox="0 0 {width} {height}" width="{width}" height="{height}">{drawn}</svg>'
+
+
+def _middle(mask: np.ndarray) -> tuple[int, int]:
+    """As `figures.middle`; of a mask that is not thin, one pixel of sixteen is enough."""
+    few = mask[::4, ::4]
+    x, y = figures.middle(few if few.any() else mask)
+    return (4 * x, 4 * y) if few.any() else (x, y)
 
 
 def _path(mask: np.ndarray) -> str:
