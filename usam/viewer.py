@@ -18,6 +18,7 @@ from usam.inference import LabelledMasks
 from usam.profiles import InferenceConfig
 
 VIEW = (720, 540)  # pixels, width and height that a picture gets at most
+WIDE = "display:block; width:100%; height:auto"  # of the frame around picture and masks, however wide it is
 STYLE = """<style>
 .usam text { pointer-events: none; font: 13px sans-serif; fill: white; stroke: black; stroke-width: 3px;
     paint-order: stroke; text-anchor: middle; dominant-baseline: central; }
@@ -57,11 +58,12 @@ class Viewer(widgets.VBox):
         self.back, self.forward = widgets.Button(description="previous"), widgets.Button(description="next")
         for layer in (self._picture, self.drawing):
             layer.layout.grid_area = "1 / 1"  # one over the other
+        self._frame = widgets.GridBox([self._picture, self.drawing])
         super().__init__([
             widgets.HBox([self.back, self.number, self.forward]),
             widgets.HBox([self.score, self.nms]),
             widgets.HBox([self._switch(k) for k in range(len(self.switches))], layout={"flex_flow": "row wrap"}),
-            widgets.GridBox([self._picture, self.drawing]),
+            self._frame,
             self.said,
         ])  # fmt: skip
         self.back.on_click(lambda _: self._step(-1))
@@ -91,8 +93,9 @@ class Viewer(widgets.VBox):
         data = base64.b64encode(content.getvalue()).decode()
         self._picture.value = (
             f'<img src="data:image/jpeg;base64,{data}" alt="{html.escape(name)}" width="{small.width}" '
-            f'height="{small.height}" style="display:block; max-width:none">'
+            f'height="{small.height}" style="{WIDE}">'
         )
+        self._frame.layout = {"width": f"{small.width}px", "max_width": "100%"}
         self._redraw()
 
     def found(self) -> LabelledMasks:
@@ -119,7 +122,9 @@ class Viewer(widgets.VBox):
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
         """The widget, and the same picture for those who have no kernel: on the page of a run, in a viewer of files."""
-        still = f'<div style="display:grid">{_layer(self._picture.value)}{_layer(self.drawing.value)}</div>'
+        width = self._frame.layout.width or "auto"
+        layers = _layer(self._picture.value) + _layer(self.drawing.value)
+        still = f'<div style="display:grid; max-width:{width}">{layers}</div>'
         return super()._repr_mimebundle_(**options) | {"text/html": still}
 
 
@@ -149,7 +154,7 @@ def svg(masks: np.ndarray, words: list[tuple[str, str, str]]) -> str:
         rules.append(f".usam .m{k}:hover ~ .n{k} {{ visibility: hidden; }}\n")
     drawn = "".join(shapes + names + said)
     look = STYLE % "".join(rules)
-    return f'{look}<svg class="usam" viewBox="0 0 {width} {height}" width="{width}" height="{height}">{drawn}</svg>'
+    return f'{look}<svg class="usam" viewBox="0 0 {width} {height}" style="{WIDE}">{drawn}</svg>'
 
 
 def _middle(mask: np.ndarray) -> tuple[int, int]:
