@@ -272,6 +272,27 @@ def test_pictures_that_left_the_folder_leave_the_data_set(tiny, folder):
     assert not [name for name in files_of(out) if Path(name).stem == "b"]
 
 
+def test_pictures_that_leave_are_counted_and_earlier_results_are_no_input(tiny, folder, capsys):
+    annotate(folder, CLASSES, folder / "labelled", profile=tiny)
+    again = annotate(folder, CLASSES, folder.with_name("other"), profile=tiny)
+    assert len(again.pictures) == 3 and "files of earlier results" in capsys.readouterr().out
+    annotate(folder / "a.png", CLASSES, folder.with_name("other"), profile=tiny)
+    assert "2 pictures of an earlier run are not asked for any more" in capsys.readouterr().out
+
+
+def test_a_crowded_result_says_so(tiny, folder, capsys):
+    crowded = annotate(folder, CLASSES, profile=tiny, score_threshold=0).pictures["labelled"]
+    assert ("have a label, which is rarely true" in capsys.readouterr().out) == (crowded.mean() > annotation.CROWDED)
+    annotate(folder, CLASSES, profile=tiny, score_threshold=1)
+    assert "rarely true" not in capsys.readouterr().out
+
+
+def test_a_call_that_fails_early_leaves_no_folder(tiny, folder):
+    with pytest.raises(UserError):
+        annotate(folder, CLASSES, folder.with_name("new"), profile=tiny, source="dream")
+    assert not (folder.with_name("new") / export.RECORDS).exists()
+
+
 def test_a_folder_of_something_else_is_left_alone(tiny, folder):
     mine = folder.with_name("mine")
     mine.mkdir()
@@ -332,9 +353,11 @@ def test_find_folder_pattern_list_and_file(folder, monkeypatch):
     assert names("holiday") == ["a"]
     picture(folder / "labelled" / "images" / "a.png")  # a data set inside the folder of pictures
     assert names(folder) == ["a", "b", "holiday_a"]
-    for nothing in (folder / "nowhere", folder / "*.jpg", folder / "nowhere" / "*.png"):
+    for nothing in (folder / "*.jpg", folder / "nowhere" / "*.png"):
         with pytest.raises(UserError, match="no pictures in"):
             find(nothing, folder / "labelled")
+    with pytest.raises(UserError, match="nowhere does not exist"):
+        find(folder / "nowhere", folder / "labelled")
     with pytest.raises(UserError, match="is no pattern"):
         find(folder / "**.png", folder / "labelled")
 

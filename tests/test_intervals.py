@@ -106,3 +106,14 @@ def test_one_image_has_no_interval():
 
 def test_in_words():
     assert intervals.Interval(0.123449, 0.1, 0.2).brackets() == "[10.00, 20.00]"
+
+
+def test_draws_without_any_object_leave_no_interval_and_no_warning(recwarn):
+    """Of three images one has an object: many draws have none, and the mean is not a number there."""
+
+    def values(weights: np.ndarray) -> np.ndarray:
+        return np.where(weights[:, 0] > 0, 0.25, np.nan)[None]
+
+    found = intervals.of_mean(values, 3)
+    assert found.value == 0.25 and np.isnan(found.low) and np.isnan(found.high)
+    assert not [warning for warning in recwarn if "confidence interval" in str(warning.message)]

@@ -40,6 +40,7 @@ NOTHING = "nothing of these"  # the class of `others`: what it is given is dropp
 MOST_CLASSES = 254  # a VOC map has 256 values, two of them are background and void
 LARGEST_SIDE = 32_766  # pixels; OpenCV warps no larger ones
 LARGE = 2**24  # pixels
+CROWDED = 0.8  # share of all pixels that have a label, from which on something is wrong
 LONGEST = 150  # bytes of a name; a file's ends at 255
 
 
@@ -69,7 +70,7 @@ class Annotated:
         out: folder of the data set.
         names: the classes.
         pictures: one row a picture, the most doubtful first: name, original (path), width, height (pixels), objects
-            (their number), doubt (0 to 1, see `inference.doubt`).
+            (their number), labelled (share of the pixels), doubt (0 to 1, see `inference.doubt`).
         skipped: one row a picture that cannot be annotated: original, reason.
         head: that named the masks; classes behind `names` are none of the user's.
         profile: the settings, with those that were given to `annotate` in place of its own.
@@ -121,6 +122,18 @@ def annotate(
         score_threshold, nms_iou, nms_per_class, join_parts, smallest: in place of the profile's (`InferenceConfig`).
         strict: fail in the end if an image was skipped.
 
+    The thresholds: masks whose class has a probability below `score_threshold` (0 to 1; the paper's 0.7) are left out;
+    of two masks that overlap by an IoU of `nms_iou` (0 to 1; 0.5) or more the one with the lower score is, with
+    `nms_per_class` (False) only if both have one class; with `join_parts` (False) masks of one class that touch become
+    one; `smallest` (0) is in pixels of the image.
+
+    Few names make poor annotations: every mask gets the likeliest of the names, and of two names one is nearly always
+    likely enough. Name what is on the images, and drop what you do not need.
+
+    Returns:
+        An `Annotated`: `.pictures`, a table with one row an image, the most doubtful first; `.skipped`; `.out`; and
+        what `usam.viewer.Viewer` shows.
+
     Raises:
         UserError: no image, a class name that is none, a folder that holds something else; with `strict`, a skipped
             image. All that was finished stays.
@@ -137,8 +150,8 @@ def annotate(
     pictures = find(images, folder)
     _check_room(folder, pictures, chosen.sam.points_per_side**2)
     downloads.get_files(chosen.model_copy(update={"datasets": {}}))  # SAM, if it is a published one
+    model, place = stages.heads_of(chosen, gathered, source, seed).student, stages.pictures_folder(chosen)
     with runs.alone(folder / RECORDS / "run"):
-        model, place = stages.heads_of(chosen, gathered, source, seed).student, stages.pictures_folder(chosen)
         kept = {p.name: place / p.state[:2] / f"{p.state}.npz" for p in pictures}
         skipped = _embed(pictures, kept, chosen)
         names = [name for name in gathered if name != NOTHING]
@@ -202,7 +215,10 @@ def _gathered(
     if twice := sorted(name for name, count in Counter(every).items() if count > 1):
         raise UserError(f"'{twice[0]}' is in two classes, or twice in one: put each name into one class, once")
     if len(gathered) < 2:
-        raise UserError("one class alone cannot be told from anything: name two or more, or `others` to leave alone")
+        raise UserError(
+            f"one class alone, '{next(iter(gathered))}', cannot be told from anything: name two or more, with commas "
+            "between them, or `others` to leave alone"
+        )
     if len(gathered) > MOST_CLASSES:
         raise UserError(f"{len(gathered)} classes: a VOC map has room for {MOST_CLASSES}")
     class_names.check_names(list(gathered))
@@ -256,6 +272,8 @@ def find(images: str | Path | Sequence[str | Path], out: Path) -> list[Picture]:
         place = place.expanduser()
         taken = [Path(os.path.abspath(p)) for p in _taken(place, others)]
         taken = [p for p in taken if not Path(os.path.realpath(p)).is_relative_to(out)]
+        if not taken and not os.path.lexists(place) and not set("*?[") & set(str(place)):
+            raise UserError(f"{place} does not exist: name a folder, a pattern such as 'photos/*.jpg', or files")
         if not taken:
             raise UserError(f"no pictures in {place}: name a folder, a pattern such as 'photos/*.jpg', or files")
         found |= dict.fromkeys(taken)
@@ -277,12 +295,15 @@ def _taken(place: Path, others: Counter[str]) -> list[Path]:
             raise UserError(f"'{place}' is no pattern ({error}): try 'photos/*.jpg' or 'photos/**/*.jpg'") from error
         return [p for p in inside if os.path.isfile(p) and not _hidden(p.relative_to(folder))]
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    results = {mark.parent for mark in place.rglob(RECORDS)}  # of earlier runs
     taken = []
     for path in sorted(place.rglob("*")):
         ending = path.suffix.lower()
         if _hidden(path.relative_to(place)) or (os.path.isdir(path) and not path.is_symlink()):
             continue
-        if os.path.isdir(path):
+        if results & set(path.parents):
+            others["files of earlier results"] += 1
+        elif os.path.isdir(path):
             others["links to folders"] += 1
         elif ending in endings:
             taken.append(path)
@@ -445,6 +466,11 @@ def _digest(model: MaskClassifier) -> str:
 def _report(out: Path, table: pd.DataFrame, skipped: pd.DataFrame, strict: bool) -> None:
     here = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
     print(f"{len(table)} pictures annotated, {table['objects'].sum()} objects; look first: {here / 'index.html'}")
+    if (covered := table["labelled"].mean()) > CROWDED:
+        print(
+            f"{100 * covered:.0f}% of all pixels have a label, which is rarely true: name more of what is on the "
+            "pictures, as classes or as `others`"
+        )
     if len(skipped):
         shown = [f"  {line.original}: {line.reason}" for line in skipped.head(10).itertuples()]
         more = [f"  ... and {len(skipped) - 10} more"] * (len(skipped) > 10)

@@ -93,9 +93,17 @@ def write(out: Path, answer: Answer, names: Sequence[str], key: str) -> dict[str
             semantic[mask] = label + 1
             objects.append(_coco(mask, label, float(answer.found.scores[k])))
             lines.append(" ".join([str(label), *_numbers(one_polygon(mask), width, height)]))
-    summary = dict(name=answer.name, original=answer.original, width=width, height=height, objects=len(objects),
-                   doubt=round(inference.doubt(answer.found), 4) if objects else 1.0, sha256=sha256(answer.file),
-                   classes=sorted({one["category_id"] - 1 for one in objects}))  # fmt: skip
+    summary = dict(
+        name=answer.name,
+        original=answer.original,
+        width=width,
+        height=height,
+        objects=len(objects),
+        labelled=round(float((semantic > 0).mean()), 4),
+        doubt=round(inference.doubt(answer.found), 4) if objects else 1.0,
+        sha256=sha256(answer.file),
+        classes=sorted({one["category_id"] - 1 for one in objects}),
+    )
     jpeg = _jpeg(answer)
     overlay = io.BytesIO()
     _overlay(answer, names).save(overlay, "JPEG", quality=85)
@@ -281,14 +289,15 @@ def finish(
     Returns:
         One row a picture, the most doubtful first.
     """
-    _clean(out, {one["name"] for one in summaries})
+    if gone := _clean(out, {one["name"] for one in summaries}):
+        print(f"{gone} pictures of an earlier run are not asked for any more, and have left {out.name}")
     _write_coco(out, names, summaries)
     listing = "".join(f"{one['name']}\n" for one in summaries)
     for split in ("train", "trainval"):
         runs.write_atomically(out / VOC / "ImageSets" / "Segmentation" / f"{split}.txt", listing)
     data = {"train": "images", "val": "images", "names": list(names)}
     runs.write_atomically(out / "data.yaml", yaml.safe_dump(data, sort_keys=False))
-    columns = ["name", "original", "width", "height", "objects", "doubt", "sha256", "classes"]
+    columns = ["name", "original", "width", "height", "objects", "labelled", "doubt", "sha256", "classes"]
     table = pd.DataFrame(summaries, columns=columns)
     table = table.sort_values(["doubt", "name"], ascending=[False, True]).reset_index(drop=True)
     _write_pages(out, names, table)
@@ -299,8 +308,9 @@ def finish(
     return table.drop(columns=["sha256", "classes"])
 
 
-def _clean(out: Path, names: set[str]) -> None:
-    """Remove what belongs to no picture, and what a killed run left half-written."""
+def _clean(out: Path, names: set[str]) -> int:
+    """Remove what belongs to no picture, and what a killed run left half-written; returns how many pictures went."""
+    gone = sum(file.stem not in names for file in (out / RECORDS).glob("*.json"))
     for pattern in (*FILES, f"{RECORDS}/{{}}.json"):
         before, after = pattern.split("{}")
         folder = out / before
@@ -309,6 +319,7 @@ def _clean(out: Path, names: set[str]) -> None:
                 file.unlink()
     for page in out.glob("page_*.html"):
         page.unlink()
+    return gone
 
 
 def _write_coco(out: Path, names: Sequence[str], summaries: Sequence[dict[str, Any]]) -> None:
@@ -391,7 +402,10 @@ opens the picture itself.</p>
 
 
 def _shown(row: dict[str, Any], names: Sequence[str]) -> str:
-    name, said = html.escape(row["name"]), html.escape(", ".join(names[k] for k in row["classes"]) or "nothing found")
+    name, said = (
+        html.escape(row["original"]),
+        html.escape(", ".join(names[k] for k in row["classes"]) or "nothing found"),
+    )
     place = html.escape(f"{row['name']}.jpg")
     return (
         f'<figure><a href="images/{place}"><img src="overlays/{place}" loading="lazy" alt="{name}: {said}"></a>'

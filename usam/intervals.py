@@ -1,5 +1,6 @@
 """How sure a score is: 95% intervals for other images (bootstrap) and other seeds of the heads (Student's t)."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -124,10 +125,11 @@ def of_mean(values: Callable[..., np.ndarray], *images: int) -> Interval:
         weights = (_counts(np.atleast_2d(indices), count) for indices, count in zip(drawn, images, strict=True))
         return values(*weights).mean(0).reshape(drawn[0].shape[:-1])
 
-    found = stats.bootstrap(
-        [np.arange(count) for count in images], statistic, n_resamples=RESAMPLES, method="basic",
-        vectorized=True, batch=100, rng=np.random.default_rng(0),
-    )  # fmt: skip
+    with warnings.catch_warnings(action="ignore", category=stats.DegenerateDataWarning):  # then there is no interval
+        found = stats.bootstrap(
+            [np.arange(count) for count in images], statistic, n_resamples=RESAMPLES, method="basic",
+            vectorized=True, batch=100, rng=np.random.default_rng(0),
+        )  # fmt: skip
     parts = np.array([found.standard_error**2, each.var(ddof=1) / seeds if seeds > 1 else 0.0])
     freedom = np.array([min(images) - 1, max(seeds - 1, 1)])
     half = 0.0
