@@ -28,7 +28,7 @@ from usam.mini import data, world
 pytestmark = pytest.mark.slow
 
 WORLD = "rehearsal: random weights, numbers mean nothing"
-NOTEBOOKS = [p.stem for p in sorted(paths.NOTEBOOKS.glob("0[0-8]_*.ipynb"))]
+NOTEBOOKS = [p.stem for p in sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
 SAM = """from segment_anything.build_sam import _build_sam
 
 
