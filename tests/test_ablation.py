@@ -1,9 +1,12 @@
 """One setting changed at a time."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
-from usam import ablation, paths, sam, scoring
+from usam import ablation, paths, report, sam, scoring
+from usam.evaluation import Scores
+from usam.metrics import match
 
 
 def test_a_sweep_scores_each_value_with_all_seeds(tiny, tmp_path, monkeypatch):
@@ -61,3 +64,27 @@ def counted(function, calls: list):
         return function(self, image)
 
     return call
+
+
+def test_knobs_and_others_are_scored_with_all_seeds(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("USAM_RESULTS", str(tmp_path / "results"))
+    four = tiny.datasets["voc"].model_copy(update={"classes": ["bicycle", "car", "dog", "sofa"]})
+    profile = tiny.model_copy(update={"datasets": {"voc": four}})
+    knobs = ablation.knobs(profile, "voc", "web", "val")
+    assert list(knobs) == ["the paper's protocol", *ablation.KNOBS]
+    others = ablation.others(profile, "voc", "web", "val")
+    assert list(others) == ["2 of the classes, the paper's protocol", "2 of the classes, nothing of these: the others"]
+    assert all(len(scores) == 2 for scores in (*knobs.values(), *others.values()))
+    assert next(iter(others.values()))[0].confusion.shape[1:] == (3, 3)  # bicycle, dog and background
+    rows = pd.read_csv(paths.results("smoke") / "runs.csv")
+    assert sorted(rows.loc[rows["dataset"] == "voc, grouped", "seed"]) == [0, 0, 1, 1]
+
+
+def test_gains_over_the_first_row_are_in_percentage_points():
+    def scores(right: int) -> Scores:
+        confusion = np.array([[[right, 10 - right], [0, 10]]] * 3, np.int32)
+        return Scores(confusion, match([(k, (4, 5), []) for k in range(3)], [], 1))
+
+    table = report.over_the_first({"one": [scores(5), scores(5)], "two": [scores(10), scores(10)]})
+    assert table["mIoU"].tolist() == [f"{100 * (5 / 10 + 10 / 15) / 2:.2f}", "100.00"]
+    assert table["mIoU, difference"].tolist() == ["", "+41.67"]

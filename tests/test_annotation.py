@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 import usam
-from usam import annotation, export, inference, paths, profiles, sam, stages, store
-from usam.annotation import NOTHING, annotate, find
+from usam import annotation, export, inference, paths, pictures, profiles, sam, stages, store
+from usam.annotation import NOTHING, annotate
 from usam.errors import UserError
+from usam.pictures import find
 from usam.profiles import Profile
 
 CLASSES = ["car", "dog"]
@@ -64,7 +65,7 @@ def test_a_folder_becomes_a_data_set(tiny, folder, capsys):
 def test_the_masks_are_those_of_the_protocol(tiny, folder):
     """What is written for a picture is what threshold and suppression make of it, at the picture's own size."""
     found = annotate(folder, CLASSES, profile=tiny, score_threshold=0.5)
-    image = annotation.read(folder / "b.png")
+    image = pictures.read(folder / "b.png")
     embeddings = sam.Extractor(tiny.sam)(image)
     probability = inference.probabilities(found.head, embeddings.tokens)
     config = tiny.inference.model_copy(update={"score_threshold": 0.5})
@@ -148,8 +149,8 @@ def test_nothing_that_can_be_read_is_an_empty_data_set(tiny, tmp_path):
 def test_transparent_pixels_are_white(tmp_path):
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("RGBA", (4, 4), (255, 0, 0, 128)).save(tmp_path / "half.png")
-    assert np.unique(annotation.read(tmp_path / "clear.png")).tolist() == [255]
-    assert annotation.read(tmp_path / "half.png")[0, 0].tolist() == [255, 127, 127]
+    assert np.unique(pictures.read(tmp_path / "clear.png")).tolist() == [255]
+    assert pictures.read(tmp_path / "half.png")[0, 0].tolist() == [255, 127, 127]
 
 
 def without_sam(monkeypatch) -> None:
@@ -217,11 +218,11 @@ def test_a_broken_file_among_others_changes_nothing_of_theirs(tiny, folder):
 
 
 def test_large_pictures_take_turns(tiny, folder, monkeypatch):
-    monkeypatch.setattr(annotation, "LARGE", 100)
-    held, plain = [], annotation.read
+    monkeypatch.setattr(pictures, "LARGE", 100)
+    held, plain = [], pictures.read
 
     def reading(file):
-        held.append(annotation._large.locked())
+        held.append(pictures._large.locked())
         return plain(file)
 
     monkeypatch.setattr(annotation, "read", reading)
@@ -280,9 +281,13 @@ def test_pictures_that_leave_are_counted_and_earlier_results_are_no_input(tiny, 
     assert "2 pictures of an earlier run are not asked for any more" in capsys.readouterr().out
 
 
-def test_a_crowded_result_says_so(tiny, folder, capsys):
+def test_a_crowded_result_says_so(tiny, folder, capsys, monkeypatch):
     crowded = annotate(folder, CLASSES, profile=tiny, score_threshold=0).pictures["labelled"]
     assert ("have a label, which is rarely true" in capsys.readouterr().out) == (crowded.mean() > annotation.CROWDED)
+    monkeypatch.setattr(annotation, "CROWDED", 0)
+    assert crowded.mean() > 0
+    annotate(folder, CLASSES, profile=tiny, score_threshold=0)
+    assert "have a label, which is rarely true" in capsys.readouterr().out
     annotate(folder, CLASSES, profile=tiny, score_threshold=1)
     assert "rarely true" not in capsys.readouterr().out
 
@@ -377,12 +382,12 @@ def test_find_odd_entries(folder, capsys):
 
 def test_where_the_data_set_goes_by_default(folder):
     for images in (folder, folder / "a.png", folder / "*.png", folder / "**" / "a.png", f"{folder}/../in"):
-        assert annotation._beside(images) == folder.with_name("in-labelled")
+        assert pictures.beside(images) == folder.with_name("in-labelled")
     odd = folder / "trip [2020]"
     odd.mkdir()
-    assert annotation._beside(odd) == folder / "trip [2020]-labelled"
+    assert pictures.beside(odd) == folder / "trip [2020]-labelled"
     with pytest.raises(UserError, match="name the folder `out`"):
-        annotation._beside([folder])
+        pictures.beside([folder])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of what it finds
@@ -398,7 +403,7 @@ def test_damaged_files_of_all_kinds_have_a_line_or_a_picture(tmp_path, ending):
         cut = int(rng.integers(1, len(whole) + 1))
         file.write_bytes(bytes(damaged[:cut] if rng.random() < 0.3 else damaged))
         try:
-            image = annotation.read(file)
+            image = pictures.read(file)
         except UserError as error:
             assert str(error) and "\n" not in str(error)
         else:

@@ -16,7 +16,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.datasets import VOCSegmentation
 
-from usam import export
+from usam import export, outlines
 from usam.inference import LabelledMasks
 
 NAMES = ["cat", "dog", "potted plant"]
@@ -45,8 +45,8 @@ def test_polygons_are_the_mask_again(seed):
     height, width = map(int, rng.integers(1, 60, 2))
     mask = blobs(rng, height, width, smooth=seed % 4)
     mask[rng.integers(height), rng.integers(width)] = True
-    np.testing.assert_array_equal(by_pycocotools(export.polygons(mask), height, width), mask)
-    shares = np.array(export._numbers(export.one_polygon(mask), width, height), float).reshape(-1, 2)
+    np.testing.assert_array_equal(by_pycocotools(outlines.polygons(mask), height, width), mask)
+    shares = np.array(export._numbers(outlines.one_polygon(mask), width, height), float).reshape(-1, 2)
     for whole in (np.round, np.floor):  # both are in use
         again = filled(whole(shares * (width, height)), mask.shape)
         parts, _ = cv2.connectedComponents(mask.astype(np.uint8))
@@ -57,18 +57,18 @@ def test_polygons_are_the_mask_again(seed):
 def test_one_pixel_and_a_ring_by_hand():
     dot = np.zeros((4, 5), bool)
     dot[2, 3] = True
-    (ring,) = export.polygons(dot)
+    (ring,) = outlines.polygons(dot)
     assert sorted(map(tuple, ring.tolist())) == [(3, 2), (3, 2.5), (3.5, 2), (3.5, 2.5)]
-    assert export.one_polygon(dot).tolist() == [[3, 2]] * 3
+    assert outlines.one_polygon(dot).tolist() == [[3, 2]] * 3
     ring = np.ones((9, 9), bool)
     ring[3:6, 3:6] = False
-    assert len(export.polygons(ring)) == 1
-    assert not by_pycocotools(export.polygons(ring), 9, 9)[4, 4]
+    assert len(outlines.polygons(ring)) == 1
+    assert not by_pycocotools(outlines.polygons(ring), 9, 9)[4, 4]
 
 
 def test_large_outlines_are_coarser_by_half_a_pixel_for_each_1024():
     mask = cv2.circle(np.zeros((2100, 2100), np.uint8), (1000, 1000), 800, 1, -1).astype(bool)
-    (ring,) = export.polygons(mask)
+    (ring,) = outlines.polygons(mask)
     again = by_pycocotools([ring], 2100, 2100)
     assert len(ring) < 400
     assert (again ^ mask).sum() < 2 * 0.5 * 2 * np.pi * 800
@@ -78,11 +78,11 @@ def test_large_outlines_are_coarser_by_half_a_pixel_for_each_1024():
 def test_thin_masks_on_large_images_still_have_an_outline(place):
     mask = np.zeros((10, 20_000), bool)
     mask[place] = True
-    rings = export.polygons(mask)
+    rings = outlines.polygons(mask)
     assert all(len(ring) >= 3 for ring in rings)
     again = by_pycocotools(rings, *mask.shape)
     assert (again & mask).sum() >= 0.9 * mask.sum() and again.sum() <= 1.1 * mask.sum()
-    assert filled(export.one_polygon(mask), mask.shape).sum() >= 0.9 * mask.sum()
+    assert filled(outlines.one_polygon(mask), mask.shape).sum() >= 0.9 * mask.sum()
 
 
 @pytest.fixture

@@ -1,11 +1,13 @@
-"""What if one setting were another one? (paper 4, Table 4; and all that the paper leaves open)."""
+"""What if one setting were another one? (paper 4, Table 4; what the paper leaves open; what it does not have)."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import pandas as pd
 
-from usam import evaluation, intervals, scoring, stages
+from usam import evaluation, granularity, intervals, scoring, stages
+from usam.classes import NOTHING
 from usam.evaluation import Scores
 from usam.profiles import Profile
 
@@ -71,3 +73,44 @@ def _words(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return " · ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+KNOBS = {
+    "suppression per class": ("nms_per_class", True),
+    "join parts": ("join_parts", True),
+    "smallest 400 pixels": ("smallest", 400),
+    "smallest 1600 pixels": ("smallest", 1600),
+}
+
+
+def knobs(profile: Profile, which: str, source: str, split: str) -> dict[str, list[Scores]]:
+    """Settings of `inference` that the paper does not have, each alone -> the scores of all seeds; its protocol first.
+
+    Args:
+        profile, which, source, split: as in `sweep`.
+    """
+    ways = {"the paper's protocol": profile}
+    ways |= {words: profile.changed(f"inference.{key}", value) for words, (key, value) in KNOBS.items()}
+    return {
+        words: [scoring.score(changed, which, source, seed, split=split) for seed in profile.seeds]
+        for words, changed in ways.items()
+    }
+
+
+def others(profile: Profile, which: str, source: str, split: str) -> dict[str, list[Scores]]:
+    """Every second class of a data set is asked for, all else is background; without and with a class for the others ->
+    the scores of all seeds.
+    """
+    names = stages.class_names(profile, which)
+    asked, left = names[::2], names[1::2]
+    fewer, alone = granularity.some_of(profile, which, asked), {name: [name] for name in asked}
+    ways = {"the paper's protocol": alone, f"{NOTHING}: the others": alone | {NOTHING: left}}
+    tried: dict[str, list[Scores]] = {}
+    for words, gathered in ways.items():
+        said = f"{len(asked)} of the classes, {words}"
+        tried[said] = []
+        for seed in profile.seeds:
+            head = stages.heads_of(profile, gathered, source, seed).student
+            way = functools.partial(evaluation.by_head, head, profile.inference, len(asked))
+            tried[said].append(scoring.recorded(fewer, which, source, seed, f"U-SAM, {said}", way, split))
+    return tried

@@ -8,58 +8,49 @@ its answer in the output folder, so that a run that was stopped goes on where it
 """
 
 import hashlib
-import itertools
-import os
-import re
-import threading
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import yaml
-from PIL import Image
 from pydantic import ValidationError
 from safetensors.torch import save
 from tqdm import tqdm
 
 from usam import classes as class_names
-from usam import datasets, downloads, export, figures, head, inference, paths, profiles, rle, runs, sam, stages, store
+from usam import (
+    datasets,
+    downloads,
+    export,
+    figures,
+    head,
+    inference,
+    outlines,
+    paths,
+    pictures,
+    profiles,
+    rle,
+    runs,
+    sam,
+    stages,
+    store,
+)
 from usam import images as image_files
+from usam.classes import NOTHING
 from usam.errors import UserError
 from usam.export import RECORDS, Answer
 from usam.head import MaskClassifier
+from usam.pictures import Picture, Unreadable, beside, find, one_large_at_a_time, read
 from usam.profiles import Profile
 from usam.sam import MaskEmbeddings
 
-NOTHING = "nothing of these"  # the class of `others`: what it is given is dropped
 MOST_CLASSES = 254  # a VOC map has 256 values, two of them are background and void
-LARGEST_SIDE = 32_766  # pixels; OpenCV warps no larger ones
-LARGE = 2**24  # pixels
 CROWDED = 0.8  # share of all pixels that have a label, from which on something is wrong
-LONGEST = 150  # bytes of a name; a file's ends at 255
-
-
-class Picture(NamedTuple):
-    """A picture to be annotated.
-
-    Attributes:
-        file: where it lies.
-        original: its path seen from the folder in which all pictures of the run lie.
-        name: of its files in the data set, without ending.
-        size: in bytes.
-        state: a key that changes when the file does.
-    """
-
-    file: Path
-    original: str
-    name: str
-    size: int
-    state: str
 
 
 @dataclass(frozen=True)
@@ -115,8 +106,8 @@ def annotate(
         out: folder of the data set: new, empty, or of an earlier run, which goes on (pictures that are not asked for
             any more leave it). By default it lies beside the images' folder, its name followed by "-labelled".
         profile: name of a file of `profiles/`, or a profile.
-        source: of the training images, "web" or "synthetic"; by default "web" where the profile has it, which costs
-            less than drawing them.
+        source: of the training images, "web" or "synthetic"; by default "web" where the profile has it: nothing must
+            be drawn.
         seed: of the head; the profile's first by default.
         others: names of things that are on the images and to be left alone: one more class is trained on theirs.
         score_threshold, nms_iou, nms_per_class, join_parts, smallest: in place of the profile's (`InferenceConfig`).
@@ -145,18 +136,18 @@ def annotate(
     source = source or ("web" if "web" in chosen.sources else next(iter(chosen.sources)))
     seed = chosen.seeds[0] if seed is None else seed
     gathered = _gathered(classes, others)
-    folder = (Path(out).expanduser() if out else _beside(images)).resolve()
+    folder = (Path(out).expanduser() if out else beside(images)).resolve()
     _check_folder(folder)
-    pictures = find(images, folder)
-    _check_room(folder, pictures, chosen.sam.points_per_side**2)
+    asked = find(images, folder)
+    _check_room(folder, asked, chosen.sam.points_per_side**2)
     downloads.get_files(chosen.model_copy(update={"datasets": {}}))  # SAM, if it is a published one
     model, place = stages.heads_of(chosen, gathered, source, seed).student, stages.pictures_folder(chosen)
     with runs.alone(folder / RECORDS / "run"):
-        kept = {p.name: place / p.state[:2] / f"{p.state}.npz" for p in pictures}
-        skipped = _embed(pictures, kept, chosen)
+        kept = {p.name: place / p.state[:2] / f"{p.state}.npz" for p in asked}
+        skipped = _embed(asked, kept, chosen)
         names = [name for name in gathered if name != NOTHING]
-        summaries = _answer([p for p in pictures if p.name not in skipped], kept, chosen, model, names, folder, skipped)
-        lines = pd.DataFrame([(p.original, skipped[p.name]) for p in pictures if p.name in skipped],
+        summaries = _answer([p for p in asked if p.name not in skipped], kept, chosen, model, names, folder, skipped)
+        lines = pd.DataFrame([(p.original, skipped[p.name]) for p in asked if p.name in skipped],
                              columns=["original", "reason"])  # fmt: skip
         about = _about(chosen, gathered, source, seed, model)
         table = export.finish(folder, names, summaries, lines, about)
@@ -176,7 +167,7 @@ def _about(
         seed=seed,
         profile=profile.name,
         settings=profile.decisive(),
-        sam_sha256=export.sha256(sam.find_checkpoint(profile.sam)),
+        sam_sha256=runs.sha256(sam.find_checkpoint(profile.sam)),
         head_sha256=_digest(model),
         commit=runs.commit(),
         versions=runs.versions(),
@@ -242,152 +233,35 @@ def _listed(names: Any) -> list[str] | dict[str, tuple[str, ...]]:
     return [name.strip() for name in names.split(",") if name.strip()]
 
 
-def _beside(images: str | Path | Sequence[str | Path]) -> Path:
-    """Where the data set goes if nothing is said: "photos" and "photos/*.jpg" -> "photos-labelled"."""
-    if not isinstance(images, str | Path):
-        raise UserError("name the folder `out`: pictures of a list need not lie together")
-    place = _folder(Path(images).expanduser()).resolve()
-    return place.with_name(f"{place.name}-labelled")
-
-
-def _folder(place: Path) -> Path:
-    """The folder itself, that of a file, or what comes before the signs of a pattern."""
-    while not os.path.isdir(place):
-        place = place.parent
-    return place
-
-
-def find(images: str | Path | Sequence[str | Path], out: Path) -> list[Picture]:
-    """The pictures that were asked for, each once, in the order of their paths.
-
-    In a folder, these are the files whose ending says that they are; hidden ones, and what lies below `out`, are not
-    looked at, and others are counted in a line. Files that are named or that match a pattern are all taken.
-
-    Raises:
-        UserError: nothing there.
-    """
-    found: dict[Path, None] = {}
-    others: Counter[str] = Counter()
-    for place in map(Path, [images] if isinstance(images, str | Path) else images):
-        place = place.expanduser()
-        taken = [Path(os.path.abspath(p)) for p in _taken(place, others)]
-        taken = [p for p in taken if not Path(os.path.realpath(p)).is_relative_to(out)]
-        if not taken and not os.path.lexists(place) and not set("*?[") & set(str(place)):
-            raise UserError(f"{place} does not exist: name a folder, a pattern such as 'photos/*.jpg', or files")
-        if not taken:
-            raise UserError(f"no pictures in {place}: name a folder, a pattern such as 'photos/*.jpg', or files")
-        found |= dict.fromkeys(taken)
-    if others:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
-        print(f"left alone, no endings of pictures that can be read: {kinds.encode(errors='replace').decode()}")
-    return _named(sorted(found))
-
-
-def _taken(place: Path, others: Counter[str]) -> list[Path]:
-    """Files of a folder, a pattern or a file; kinds of those that are left alone go to `others`."""
-    if os.path.isfile(place):
-        return [place]
-    folder = _folder(place)
-    if folder != place:
-        try:
-            inside = sorted(folder.glob(str(place.relative_to(folder))))
-        except ValueError as error:
-            raise UserError(f"'{place}' is no pattern ({error}): try 'photos/*.jpg' or 'photos/**/*.jpg'") from error
-        return [p for p in inside if os.path.isfile(p) and not _hidden(p.relative_to(folder))]
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    results = {mark.parent for mark in place.rglob(RECORDS)}  # of earlier runs
-    taken = []
-    for path in sorted(place.rglob("*")):
-        ending = path.suffix.lower()
-        if _hidden(path.relative_to(place)) or (os.path.isdir(path) and not path.is_symlink()):
-            continue
-        if results & set(path.parents):
-            others["files of earlier results"] += 1
-        elif os.path.isdir(path):
-            others["links to folders"] += 1
-        elif ending in endings:
-            taken.append(path)
-        else:
-            others[ending or "without ending"] += 1
-    return taken
-
-
-def _hidden(path: Path) -> bool:
-    return any(part.startswith(".") for part in path.parts)
-
-
-def _named(files: Sequence[Path]) -> list[Picture]:
-    root, pictures, taken = Path(os.path.commonpath([file.parent for file in files])), [], set()
-    for file in files:
-        original = file.relative_to(root)
-        name = re.sub(r"[^\w.\- ]", "_", original.with_suffix("").as_posix()).strip(" .") or "picture"
-        if len(name.encode()) > LONGEST:
-            digest = hashlib.sha256(os.fsencode(original)).hexdigest()[:16]
-            name = f"{name.encode()[: LONGEST - 17].decode(errors='ignore')}-{digest}"
-        copies = (name if k == 1 else f"{name}-{k}" for k in itertools.count(1))
-        name = next(one for one in copies if one.lower() not in taken)  # some file systems do not tell A from a
-        taken.add(name.lower())
-        state = file.stat() if os.path.exists(file) else file.lstat()  # a link that leads nowhere is skipped, and said
-        key = runs.stage_key([os.fsencode(file).hex(), state.st_size, state.st_mtime_ns])
-        pictures.append(Picture(file, original.as_posix().encode(errors="replace").decode(), name, state.st_size, key))
-    return pictures
-
-
 def _check_folder(out: Path) -> None:
     """A folder of something else is left alone."""
     if out.exists() and not (out.is_dir() and ((out / RECORDS).is_dir() or not any(out.iterdir()))):
         raise UserError(f"{out} holds something else: choose a new folder, or an empty one")
 
 
-def _check_room(out: Path, pictures: Sequence[Picture], points: int) -> None:
+def _check_room(out: Path, asked: Sequence[Picture], points: int) -> None:
     """A disk that is too small is found out before any work; SAM says some 2 kB about each point, rarely 3."""
-    new = [p.size for p in pictures if not (out / export.FILES[0].format(p.name)).exists()]
+    new = [p.size for p in asked if not (out / export.FILES[0].format(p.name)).exists()]
     runs.check_disk(out, 2 * sum(new) / 2**30 + len(new) * 1e-4)
     runs.check_disk(paths.data(), len(new) * points * 3e-6)
 
 
-class Unreadable(UserError):
-    """Why a picture cannot be annotated, in a few words."""
-
-
-def read(file: Path) -> np.ndarray:
-    """A picture (H, W, 3) uint8 RGB; see `images.rgb`.
-
-    Raises:
-        Unreadable: it is not.
-    """
-    try:
-        image = image_files.read(file)
-    except Exception as error:  # a damaged file can raise anything
-        raise Unreadable(_words(error.__cause__ or error, file)) from error
-    if max(image.shape) > LARGEST_SIDE:
-        raise Unreadable(f"{max(image.shape)} pixels a side are more than {LARGEST_SIDE}: cut it or make it smaller")
-    return image
-
-
-def _words(error: BaseException, file: Path) -> str:
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if "cannot identify image file" in said:
-        return "an empty file" if not file.stat().st_size else "no picture, or of a kind that Pillow cannot read"
-    return " ".join(said.split()) or f"damaged ({type(error).__name__})"
-
-
-def _embed(pictures: Sequence[Picture], kept: Mapping[str, Path], profile: Profile) -> dict[str, str]:
+def _embed(asked: Sequence[Picture], kept: Mapping[str, Path], profile: Profile) -> dict[str, str]:
     """Keep SAM's embeddings of all pictures; returns name -> reason of those that cannot be read."""
-    todo = deque(p for p in pictures if not kept[p.name].exists())
+    todo = deque(p for p in asked if not kept[p.name].exists())
     skipped: dict[str, str] = {}
 
     def load(picture: Picture) -> np.ndarray:
         """The picture, or a pixel in place of one that cannot be read: the others go on."""
         try:
-            with _one_large_at_a_time(picture.file):
+            with one_large_at_a_time(picture.file):
                 return read(picture.file)
         except Unreadable as error:
             skipped[picture.name] = str(error)
             return np.zeros((1, 1, 3), np.uint8)
 
-    done = len(pictures) - len(todo)
-    with tqdm(total=len(pictures), initial=done, desc="SAM", unit="image", disable=not todo) as bar:
+    done = len(asked) - len(todo)
+    with tqdm(total=len(asked), initial=done, desc="SAM", unit="image", disable=not todo) as bar:
         for picture in list(todo):  # for unreadable ones alone SAM is not loaded
             load(picture)
             if picture.name not in skipped:
@@ -404,23 +278,8 @@ def _embed(pictures: Sequence[Picture], kept: Mapping[str, Path], profile: Profi
     return skipped
 
 
-_large = threading.Lock()
-
-
-@contextmanager
-def _one_large_at_a_time(file: Path) -> Iterator[None]:
-    """Several copies of 50 million pixels are memory enough: one thread at a time holds a picture of such a size."""
-    try:
-        with Image.open(file) as image:
-            large = image.width * image.height > LARGE
-    except Exception:  # whoever reads it will say why
-        large = False
-    with _large if large else nullcontext():
-        yield
-
-
 def _answer(
-    pictures: Sequence[Picture],
+    asked: Sequence[Picture],
     kept: Mapping[str, Path],
     profile: Profile,
     model: MaskClassifier,
@@ -432,7 +291,7 @@ def _answer(
 
     A picture that cannot be read any more is added to `skipped`.
     """
-    code = (datasets, export, figures, head, image_files, inference, rle, sam)
+    code = (datasets, export, figures, head, image_files, inference, outlines, pictures, rle, sam)
     masks = stages.pictures_folder(profile).name  # a key of SAM and its settings
     key = runs.stage_key([_digest(model), names, profile.inference, profile.grid, masks], code)
 
@@ -444,7 +303,7 @@ def _answer(
         probability = inference.probabilities(model, embeddings.tokens)
         found = inference.choose(probability, embeddings, profile.inference, len(names))
         try:
-            with _one_large_at_a_time(picture.file):
+            with one_large_at_a_time(picture.file):
                 image = read(picture.file)
                 if image.shape[:2] != embeddings.image_size:
                     raise Unreadable("changed while it was looked at: start again")
@@ -455,7 +314,7 @@ def _answer(
             return None
 
     with runs.workers(runs.cores()) as each:
-        summaries = tqdm(each(one, pictures), "annotated", len(pictures), unit="image")
+        summaries = tqdm(each(one, asked), "annotated", len(asked), unit="image")
         return [summary for summary in summaries if summary is not None]
 
 

@@ -33,6 +33,9 @@ SUPERCLASSES = {
     "transportation": ("aeroplane", "bicycle", "boat", "bus", "car", "motorbike", "train"),
 }
 
+# The class of things that are on the user's images and not asked for: what it is given is dropped.
+NOTHING = "nothing of these"
+
 PROMPT = "a photo of a {c}"
 
 

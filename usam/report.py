@@ -4,7 +4,7 @@ import inspect
 import itertools
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -117,6 +117,19 @@ def effect_cells(effect: Interval | None) -> tuple[str, str, str]:
     if effect is None or pd.isna(effect.value):
         return "not run" if effect is None else "undefined", "–", "cannot tell"
     return f"{100 * effect.value:+.2f}", effect.brackets(), reading(effect)
+
+
+def over_the_first(tried: Mapping[str, Sequence[Scores]]) -> pd.DataFrame:
+    """Both scores in percent, and what they gain against the first row's, seed by seed and on the same images."""
+    first, rows = next(iter(tried.values())), []
+    for words, scores in tried.items():
+        row = {"setting": words}
+        for score, name in (("miou", "mIoU"), ("map50", "mAP50")):
+            row[name] = f"{100 * intervals.mean(scores, score).value:.2f}"
+            gain = ("", "") if scores is first else effect_cells(intervals.difference(scores, first, score))[:2]
+            row |= dict(zip((f"{name}, difference", f"{name}, 95%"), gain, strict=True))
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def mean_sd(values: pd.Series) -> str:

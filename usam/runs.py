@@ -122,6 +122,11 @@ def _plain(value: Any) -> Any:
 @functools.cache
 def file_sha(path: Path, _modified: int, _size: int) -> str:
     """SHA-256 of a file, read once as long as time and size stay: SAM ViT-H has 2.5 GB."""
+    return sha256(path)
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content, in hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
