@@ -107,7 +107,7 @@ environment
 install
 if [ "$job" = notebooks ]; then
     # -P: a folder called usam where the user happens to be is not ours.
-    exec "$python" -P -m usam.run ${options[@]+"${options[@]}"}
+    exec "$python" -P -m usam.cli ${options[@]+"${options[@]}"}
 fi
 cd "$root"
 "$python" -m pytest "$@"

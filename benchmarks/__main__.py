@@ -9,7 +9,7 @@ import sys
 from multiprocessing import get_context
 
 from benchmarks.table import SLOW, STEPS, write_rows
-from usam import runs
+from usam import machine
 
 
 def main() -> None:
@@ -23,7 +23,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if unknown := sorted(set(arguments.steps) - set(STEPS)):
         parser.error(f"no step {', '.join(unknown)}: choose from {', '.join(STEPS)}")
-    print(f"{runs.hardware()}; {runs.versions()}; commit {runs.commit()}\n")
+    print(f"{machine.hardware()}; {machine.versions()}; commit {machine.commit()}\n")
     print("| step | arithmetic | a second | to the last | TFLOP/s | of the machine | memory [GiB] |")
     print("|---|---|---|---|---|---|---|", flush=True)
     for step in arguments.steps or [name for name in STEPS if name not in SLOW]:

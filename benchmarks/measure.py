@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from usam import runs
+from usam import machine
 
 SIDE = {"cpu": 2048, "cuda": 8192}  # of the square matrices
 
@@ -70,7 +70,7 @@ def compare(works: list[Work], rounds: int) -> list[Result]:
 
 def matmul_rate(precision: str, seconds: float = 2.0) -> float:
     """Floating-point operations a second of large matrix products: the best of many."""
-    device = runs.device()
+    device = machine.device()
     side = SIDE[device.type]
     a, b = torch.randn(2, side, side, device=device, dtype=getattr(torch, precision))
     best, end = float("inf"), time.perf_counter() + seconds
@@ -110,4 +110,4 @@ def _peak() -> float:
         return torch.cuda.max_memory_allocated() / 2**30
     with contextlib.suppress(OSError):
         return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 2**20
-    return runs.peak_memory()
+    return machine.peak_memory()

@@ -1,5 +1,6 @@
 """What is timed, with the miniature's weights, or random ones of the real sizes: speed is the same."""
 
+import copy
 import tempfile
 from contextlib import redirect_stdout
 from functools import partial
@@ -17,22 +18,31 @@ from segment_anything import SamAutomaticMaskGenerator
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from benchmarks.measure import Work
-from usam import encoder, evaluation, generate, inference, metrics, paths, profiles, runs, sam, stages, training
-from usam.datasets import Example
-from usam.metrics import Detection, Truth
-from usam.profiles import DistillationConfig, GenerateConfig, HeadConfig, SamConfig
+from usam import machine, paths, profiles
+from usam.config import DistillationConfig, GenerateConfig, HeadConfig, SamConfig
+from usam.data import generate
+from usam.data.datasets import Example
+from usam.evaluation import metrics
+from usam.evaluation.metrics import Detection, Truth
+from usam.evaluation.scores import evaluate
+from usam.method import fast, inference, sam
+from usam.method.masks import MaskEmbeddings, masks_to_rle
+from usam.method.training import Bags, train
+from usam.pipeline import stages
 
-SMALL = paths.PACKAGE / "mini" / "weights" / "diffusion"
+SMALL = paths.ROOT / "miniature" / "weights" / "diffusion"
 
 
 def extraction(model: str, images: int) -> list[Work]:
     """SAM on 10 x 10 points: tokens alone, tokens and masks, and segment-anything's own automatic masks in float32."""
     config = profiles.load("mini").sam if model == "mini" else SamConfig(model=model, precision="bfloat16")
     torch.manual_seed(0)
-    whole = (sam.load_sam(config) if model == "mini" else sam.build_sam(model).eval().requires_grad_(False)).to(
-        runs.device()
+    weights = stages.find_checkpoint(profiles.load("mini"))
+    whole = (
+        sam.load_sam(config.model, weights) if model == "mini" else sam.build_sam(model).eval().requires_grad_(False)
     )
-    ours = sam.Extractor(config, runs.device(), whole)
+    whole = whole.to(machine.device())
+    ours = sam.Extractor(copy.deepcopy(whole), config, machine.device())
     automatic = SamAutomaticMaskGenerator(whole, points_per_side=10)
     patches = np.random.default_rng(0).integers(0, 256, (images, 5, 5, 3), np.uint8)
     pictures = [patch.repeat(75, 0).repeat(100, 1) for patch in patches]  # 375 x 500
@@ -44,7 +54,7 @@ def extraction(model: str, images: int) -> list[Work]:
 
     def one(masks: bool) -> None:
         # relative positions as a mask: as further channels, they would count as useful operations
-        with mock.patch.object(encoder, "by_channels", encoder.by_mask):
+        with mock.patch.object(fast, "by_channels", fast.by_mask):
             ours.several([ours.prepare(pictures[0])], masks)
 
     def generator(some: list[np.ndarray]) -> None:
@@ -65,10 +75,10 @@ def extraction(model: str, images: int) -> list[Work]:
 def generation(model: str, images: int) -> list[Work]:
     """A text-to-image model: the miniature's, or one of the sizes of Stable Diffusion v1-4 at 512 pixels."""
     if model == "mini":
-        config = profiles.load("mini").sources["synthetic"].generate
+        config = profiles.load("mini").sources["synthetic"].settings
         draw = generate.pipeline(config)
     else:
-        config = profiles.load("paper").sources["synthetic"].generate
+        config = profiles.load("paper").sources["synthetic"].settings
         with tempfile.TemporaryDirectory() as folder:
             write_stable_diffusion(Path(folder))
             draw = generate.pipeline(GenerateConfig(**config.model_dump() | {"model": folder}))
@@ -110,12 +120,12 @@ def write_stable_diffusion(folder: Path) -> None:
 def heads(images: int) -> list[Work]:
     """Teacher and student, 30 epochs each, on random tokens (100 x 1,024 an image) and 20 classes."""
     tokens = np.random.default_rng(0).standard_normal((images, 100, 1024), np.float32).astype(np.float16)
-    bags = training.Bags(tokens.__getitem__, np.arange(images), torch.eye(20)[torch.arange(images) % 20])
-    device = runs.device()
+    bags = Bags(tokens.__getitem__, np.arange(images), torch.eye(20)[torch.arange(images) % 20])
+    device = machine.device()
 
     def both(config: HeadConfig) -> None:
-        teacher, _ = training.train(bags, config, 0, device=device)
-        training.train(bags, config, 0, teacher, DistillationConfig(), device, "student")
+        teacher, _ = train(bags, config, 0, device=device)
+        train(bags, config, 0, teacher, DistillationConfig(), device, "student")
 
     works = []
     for precision in ("float32", "bfloat16"):
@@ -132,7 +142,7 @@ def scores(images: int) -> list[Work]:
     said = np.random.default_rng(0).dirichlet(np.full(count, 0.1), (len(data), 100)).astype(np.float32)
     place = {image_id: k for k, image_id in enumerate(data.image_ids)}
 
-    def annotate(example: Example, embeddings: sam.MaskEmbeddings) -> inference.LabelledMasks:
+    def annotate(example: Example, embeddings: MaskEmbeddings) -> inference.LabelledMasks:
         return inference.label_masks(said[place[example.image_id]], embeddings, profile.inference)
 
     truth, rows = [], []
@@ -140,10 +150,10 @@ def scores(images: int) -> list[Work]:
         example = data[k]
         one = annotate(example, found[k])
         truth.append((example.image_id, example.semantic.shape, example.instances))
-        masks = zip(one.labels.tolist(), one.scores.tolist(), sam.encode(one.masks), strict=True)
+        masks = zip(one.labels.tolist(), one.scores.tolist(), masks_to_rle(one.masks), strict=True)
         rows += [(example.image_id, *row) for row in masks]
     works = [
-        (f"all of it, {len(data)} images", partial(evaluation.evaluate, data, found, annotate), len(data)),
+        (f"all of it, {len(data)} images", partial(evaluate, data, found, annotate), len(data)),
         ("matching at IoU 0.50, as we do", partial(metrics.match, truth, rows, count), images),
         ("COCOeval as it comes", partial(as_it_comes, COCO, COCOeval, truth, rows, count), images),
         ("faster-coco-eval as it comes", partial(as_it_comes, FasterCOCO, COCOeval_faster, truth, rows, count), images),

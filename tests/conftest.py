@@ -7,9 +7,9 @@ import torch
 from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from miniature.training.clip import tokenizer
 from usam import profiles
-from usam.mini.training.clip import tokenizer
-from usam.profiles import Profile
+from usam.config import Profile
 
 
 @pytest.fixture

@@ -4,14 +4,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from usam import ablation, paths, report, sam, scoring
-from usam.evaluation import Scores
-from usam.metrics import match
+from usam import paths
+from usam.evaluation.metrics import match
+from usam.evaluation.scores import Scores
+from usam.method import sam
+from usam.pipeline import scoring, sweeps
+from usam.report import tables
 
 
 def test_a_sweep_scores_each_value_with_all_seeds(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("USAM_RESULTS", str(tmp_path / "results"))
-    table = ablation.sweep(tiny, "voc", "web", "val", "inference.nms_iou", [0.5, 0.3, 0.3])
+    table = sweeps.sweep(tiny, "voc", "web", "val", "inference.nms_iou", [0.5, 0.3, 0.3])
     assert table[["value", "default", "score"]].to_numpy().tolist() == [
         ["0.3", False, "miou"], ["0.3", False, "map50"], ["0.5", True, "miou"], ["0.5", True, "map50"],
     ]  # fmt: skip
@@ -32,19 +35,19 @@ def test_a_sweep_scores_each_value_with_all_seeds(tiny, tmp_path, monkeypatch):
     ],
 )
 def test_the_profile_s_own_value_is_among_them_once(tiny, monkeypatch, key, values, order, own):
-    monkeypatch.setattr(ablation, "_score", lambda _profile, changed, *_rest: changed)
-    monkeypatch.setattr(ablation.intervals, "mean", lambda *_: (0.5, 0.4, 0.6))
-    table = ablation.sweep(tiny, "voc", "web", "val", key, values).query("score == 'miou'")
+    monkeypatch.setattr(sweeps, "_score", lambda _profile, changed, *_rest: changed)
+    monkeypatch.setattr(sweeps.intervals, "mean", lambda *_: (0.5, 0.4, 0.6))
+    table = sweeps.sweep(tiny, "voc", "web", "val", key, values).query("score == 'miou'")
     assert table["value"].tolist() == order and table.loc[table["default"], "value"].tolist() == [own]
 
 
 def test_another_mask_of_sam_keeps_the_head(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("USAM_RESULTS", str(tmp_path / "results"))
-    ablation.sweep(tiny, "voc", "web", "val", "sam.mask_choice", ["best"])
+    sweeps.sweep(tiny, "voc", "web", "val", "sam.mask_choice", ["best"])
     heads = sorted(paths.data().glob("smoke/heads/*"))
     taken = []
     monkeypatch.setattr(sam.Extractor, "prepare", counted(sam.Extractor.prepare, taken))
-    table = ablation.sweep(tiny, "voc", "web", "val", "sam.mask_choice", ["single"])
+    table = sweeps.sweep(tiny, "voc", "web", "val", "sam.mask_choice", ["single"])
     assert (
         table["default"].tolist() == [False, False, True, True] and sorted(paths.data().glob("smoke/heads/*")) == heads
     )
@@ -53,7 +56,7 @@ def test_another_mask_of_sam_keeps_the_head(tiny, tmp_path, monkeypatch):
 
 def test_another_grid_of_sam_trains_another_head(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("USAM_RESULTS", str(tmp_path / "results"))
-    ablation.sweep(tiny, "voc", "web", "val", "sam.points_per_side", [10, 3])
+    sweeps.sweep(tiny, "voc", "web", "val", "sam.points_per_side", [10, 3])
     students = {p.parent.name for p in paths.data().glob("smoke/heads/*student*/head.safetensors")}
     assert len(students) == 4  # two seeds, two grids
 
@@ -70,9 +73,9 @@ def test_knobs_and_others_are_scored_with_all_seeds(tiny, tmp_path, monkeypatch)
     monkeypatch.setenv("USAM_RESULTS", str(tmp_path / "results"))
     four = tiny.datasets["voc"].model_copy(update={"classes": ["bicycle", "car", "dog", "sofa"]})
     profile = tiny.model_copy(update={"datasets": {"voc": four}})
-    knobs = ablation.knobs(profile, "voc", "web", "val")
-    assert list(knobs) == ["the paper's protocol", *ablation.KNOBS]
-    others = ablation.others(profile, "voc", "web", "val")
+    knobs = sweeps.beyond_the_paper(profile, "voc", "web", "val")
+    assert list(knobs) == ["the paper's protocol", *sweeps.BEYOND_THE_PAPER]
+    others = sweeps.others(profile, "voc", "web", "val")
     assert list(others) == ["2 of the classes, the paper's protocol", "2 of the classes, nothing of these: the others"]
     assert all(len(scores) == 2 for scores in (*knobs.values(), *others.values()))
     assert next(iter(others.values()))[0].confusion.shape[1:] == (3, 3)  # bicycle, dog and background
@@ -85,6 +88,6 @@ def test_gains_over_the_first_row_are_in_percentage_points():
         confusion = np.array([[[right, 10 - right], [0, 10]]] * 3, np.int32)
         return Scores(confusion, match([(k, (4, 5), []) for k in range(3)], [], 1))
 
-    table = report.over_the_first({"one": [scores(5), scores(5)], "two": [scores(10), scores(10)]})
+    table = tables.over_the_first({"one": [scores(5), scores(5)], "two": [scores(10), scores(10)]})
     assert table["mIoU"].tolist() == [f"{100 * (5 / 10 + 10 / 15) / 2:.2f}", "100.00"]
     assert table["mIoU, difference"].tolist() == ["", "+41.67"]

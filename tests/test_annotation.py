@@ -14,11 +14,16 @@ import pytest
 from PIL import Image
 
 import usam
-from usam import annotation, export, inference, paths, pictures, profiles, sam, stages, store
-from usam.annotation import NOTHING, annotate
+import usam.annotation.annotate as annotating
+from usam import paths, profiles
+from usam.annotation import export, inputs
+from usam.annotation.annotate import NOTHING, annotate
+from usam.annotation.inputs import find
+from usam.config import Profile
 from usam.errors import UserError
-from usam.pictures import find
-from usam.profiles import Profile
+from usam.method import inference, sam
+from usam.method.masks import rle_to_masks
+from usam.pipeline import embedding_store, stages
 
 CLASSES = ["car", "dog"]
 
@@ -65,14 +70,14 @@ def test_a_folder_becomes_a_data_set(tiny, folder, capsys):
 def test_the_masks_are_those_of_the_protocol(tiny, folder):
     """What is written for a picture is what threshold and suppression make of it, at the picture's own size."""
     found = annotate(folder, CLASSES, profile=tiny, score_threshold=0.5)
-    image = pictures.read(folder / "b.png")
-    embeddings = sam.Extractor(tiny.sam)(image)
+    image = inputs.read(folder / "b.png")
+    embeddings = stages.extractor(tiny)(image)
     probability = inference.probabilities(found.head, embeddings.tokens)
     config = tiny.inference.model_copy(update={"score_threshold": 0.5})
     wanted = inference.label_masks(probability, embeddings, config)
     assert len(wanted.labels)
     record = json.loads((found.out / export.RECORDS / "b.json").read_text())["objects"]
-    ours = sam.decode([{**one["segmentation"], "counts": one["segmentation"]["counts"].encode()} for one in record])
+    ours = rle_to_masks([{**one["segmentation"], "counts": one["segmentation"]["counts"].encode()} for one in record])
     np.testing.assert_array_equal(ours, wanted.masks)
     assert [one["category_id"] - 1 for one in record] == wanted.labels.tolist()
     painted = np.asarray(Image.open(found.out / export.VOC / "SegmentationClass" / "b.png"))
@@ -149,8 +154,8 @@ def test_nothing_that_can_be_read_is_an_empty_data_set(tiny, tmp_path):
 def test_transparent_pixels_are_white(tmp_path):
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     Image.new("RGBA", (4, 4), (255, 0, 0, 128)).save(tmp_path / "half.png")
-    assert np.unique(pictures.read(tmp_path / "clear.png")).tolist() == [255]
-    assert pictures.read(tmp_path / "half.png")[0, 0].tolist() == [255, 127, 127]
+    assert np.unique(inputs.read(tmp_path / "clear.png")).tolist() == [255]
+    assert inputs.read(tmp_path / "half.png")[0, 0].tolist() == [255, 127, 127]
 
 
 def without_sam(monkeypatch) -> None:
@@ -218,14 +223,14 @@ def test_a_broken_file_among_others_changes_nothing_of_theirs(tiny, folder):
 
 
 def test_large_pictures_take_turns(tiny, folder, monkeypatch):
-    monkeypatch.setattr(pictures, "LARGE", 100)
-    held, plain = [], pictures.read
+    monkeypatch.setattr(inputs, "LARGE", 100)
+    held, plain = [], inputs.read
 
     def reading(file):
-        held.append(pictures._large.locked())
+        held.append(inputs._large.locked())
         return plain(file)
 
-    monkeypatch.setattr(annotation, "read", reading)
+    monkeypatch.setattr(annotating, "read", reading)
     annotate(folder, CLASSES, profile=tiny)
     assert len(held) > 5 and all(held)
 
@@ -234,7 +239,7 @@ def test_large_pictures_take_turns(tiny, folder, monkeypatch):
 def test_a_stopped_run_goes_on_to_the_same_bytes(tiny, folder, monkeypatch, after):
     undisturbed = annotate(folder, CLASSES, folder.with_name("one"), profile=tiny, score_threshold=0.5).out
     shutil.rmtree(stages.pictures_folder(tiny))
-    for module, name in ((store, "save"), (export, "write")):
+    for module, name in ((embedding_store, "save"), (export, "write")):
         with monkeypatch.context() as patch:
             calls, plain = [], getattr(module, name)
 
@@ -283,8 +288,8 @@ def test_pictures_that_leave_are_counted_and_earlier_results_are_no_input(tiny, 
 
 def test_a_crowded_result_says_so(tiny, folder, capsys, monkeypatch):
     crowded = annotate(folder, CLASSES, profile=tiny, score_threshold=0).pictures["labelled"]
-    assert ("have a label, which is rarely true" in capsys.readouterr().out) == (crowded.mean() > annotation.CROWDED)
-    monkeypatch.setattr(annotation, "CROWDED", 0)
+    assert ("have a label, which is rarely true" in capsys.readouterr().out) == (crowded.mean() > annotating.CROWDED)
+    monkeypatch.setattr(annotating, "CROWDED", 0)
     assert crowded.mean() > 0
     annotate(folder, CLASSES, profile=tiny, score_threshold=0)
     assert "have a label, which is rarely true" in capsys.readouterr().out
@@ -320,14 +325,14 @@ def test_other_masks_of_sam_are_other_answers(tiny, folder):
 
 
 def test_a_picture_that_vanishes_is_skipped(tiny, folder, monkeypatch):
-    plain = annotation._embed
+    plain = annotate._embed
 
     def vanishing(*arguments):
         skipped = plain(*arguments)
         (folder / "b.png").unlink()
         return skipped
 
-    monkeypatch.setattr(annotation, "_embed", vanishing)
+    monkeypatch.setattr(annotating, "_embed", vanishing)
     found = annotate(folder, CLASSES, profile=tiny)
     assert sorted(found.pictures["name"]) == ["a", "holiday_a"]
     assert found.skipped.to_dict("records") == [{"original": "b.png", "reason": "No such file or directory"}]
@@ -382,12 +387,12 @@ def test_find_odd_entries(folder, capsys):
 
 def test_where_the_data_set_goes_by_default(folder):
     for images in (folder, folder / "a.png", folder / "*.png", folder / "**" / "a.png", f"{folder}/../in"):
-        assert pictures.beside(images) == folder.with_name("in-labelled")
+        assert inputs.beside(images) == folder.with_name("in-labelled")
     odd = folder / "trip [2020]"
     odd.mkdir()
-    assert pictures.beside(odd) == folder / "trip [2020]-labelled"
+    assert inputs.beside(odd) == folder / "trip [2020]-labelled"
     with pytest.raises(UserError, match="name the folder `out`"):
-        pictures.beside([folder])
+        inputs.beside([folder])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of what it finds
@@ -403,7 +408,7 @@ def test_damaged_files_of_all_kinds_have_a_line_or_a_picture(tmp_path, ending):
         cut = int(rng.integers(1, len(whole) + 1))
         file.write_bytes(bytes(damaged[:cut] if rng.random() < 0.3 else damaged))
         try:
-            image = pictures.read(file)
+            image = inputs.read(file)
         except UserError as error:
             assert str(error) and "\n" not in str(error)
         else:
@@ -439,8 +444,8 @@ def test_names_are_unique_and_can_be_written_everywhere(tmp_path):
     ],
 )
 def test_classes_in_every_form(said, meant):
-    assert annotation._gathered(said, ()) == meant
-    assert annotation._gathered(said, "horse, sheep") == meant | {NOTHING: ("horse", "sheep")}
+    assert annotate._gathered(said, ()) == meant
+    assert annotate._gathered(said, "horse, sheep") == meant | {NOTHING: ("horse", "sheep")}
 
 
 @pytest.mark.parametrize(

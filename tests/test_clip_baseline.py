@@ -9,14 +9,13 @@ import torch
 from scipy.ndimage import gaussian_filter
 from transformers import CLIPModel, CLIPProcessor
 
-from usam import sam
-from usam.clip_baseline import PAPER, VIEWS, ClipLabeller, View, by_clip
+from miniature.training.pictures import picture
+from usam.baselines.sam_clip import PAPER, VIEWS, ClipLabeller, View, by_clip
+from usam.config import ClipConfig, InferenceConfig
 from usam.errors import UserError
-from usam.mini.training.pictures import picture
-from usam.profiles import ClipConfig, InferenceConfig
-from usam.sam import MaskEmbeddings
+from usam.method.masks import MaskEmbeddings, masks_to_rle
 
-FOLDER = "usam/mini/weights/clip"
+FOLDER = "miniature/weights/clip"
 NAMES = ["dog", "car", "traffic light"]
 IMAGE = np.random.default_rng(0).integers(1, 256, (6, 10, 3), np.uint8)
 MASK = np.zeros((6, 10), bool)
@@ -142,7 +141,7 @@ def test_two_masks_by_hand():
     first, second = math.e**8 / (math.e**8 + math.e**2 + 1), math.e**4 / (math.e**4 + 2 * math.e**3)
     assert found[0, 0] == pytest.approx(first, abs=1e-6) and found[1, 1] == pytest.approx(second, abs=1e-6)
     embeddings = MaskEmbeddings(
-        np.zeros((2, 4, 256)), sam.encode(masks), np.ones(2), (6, 10), (6.0, 10.0), np.zeros((2, 2))
+        np.zeros((2, 4, 256)), masks_to_rle(masks), np.ones(2), (6, 10), (6.0, 10.0), np.zeros((2, 2))
     )
     example = SimpleNamespace(image=IMAGE)
     sure = by_clip(known, InferenceConfig(score_threshold=0.7))(example, embeddings)
@@ -157,7 +156,7 @@ def test_two_masks_by_hand():
 
 
 def test_no_such_model(tmp_path):
-    for model, said in (("usam/mini/weights/clop", "no model folder"), (str(tmp_path), "CLIP cannot be loaded")):
+    for model, said in (("miniature/weights/clop", "no model folder"), (str(tmp_path), "CLIP cannot be loaded")):
         with pytest.raises(UserError, match=said) as error:
             ClipLabeller(ClipConfig(model=model), NAMES)
         assert "\n" not in str(error.value)

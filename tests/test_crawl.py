@@ -23,11 +23,11 @@ from PIL import Image
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from usam import crawl as module
-from usam import fetch
-from usam.crawl import CrawlConfig, crawl
+import usam.data.crawl as crawling
+from miniature import web
+from usam.data.crawl import CrawlConfig, crawl
+from usam.data.http import Rejected, Web
 from usam.errors import UserError
-from usam.mini import web
 
 FAST = dict(seconds_between_requests=0, seconds_between_api_requests=0)
 KEPT = ""
@@ -46,7 +46,7 @@ def no_thread_left(monkeypatch) -> Iterator[None]:
 def waits(monkeypatch) -> list[float]:
     """Waits are written down, not waited."""
     seconds: list[float] = []
-    monkeypatch.setattr(fetch.Web, "sleep", lambda _, wait: seconds.append(wait) if wait > 0 else None)
+    monkeypatch.setattr(Web, "sleep", lambda _, wait: seconds.append(wait) if wait > 0 else None)
     return seconds
 
 
@@ -190,7 +190,7 @@ def test_a_finished_crawl_asks_nobody(tmp_path, waits, asked):
 
 @pytest.mark.parametrize("where", ["judge", "flush", "_store"])
 def test_a_crawl_that_was_killed_ends_like_one_that_was_not(tmp_path, waits, asked, monkeypatch, where):
-    whole = getattr(module._Shelf, where)
+    whole = getattr(crawling._CrawlFolder, where)
     with web.serve(["car", "dog"]) as api:
         crawl(tmp_path / "whole", ["car", "dog"], mini(api), 9)
         for after in (0, 1, 3, 7):
@@ -203,10 +203,10 @@ def test_a_crawl_that_was_killed_ends_like_one_that_was_not(tmp_path, waits, ask
                     raise KeyboardInterrupt
                 return whole(self, *args)
 
-            monkeypatch.setattr(module._Shelf, where, killed)
+            monkeypatch.setattr(crawling._CrawlFolder, where, killed)
             with pytest.raises(KeyboardInterrupt):
                 crawl(tmp_path / "out", ["car", "dog"], mini(api), 9)
-        monkeypatch.setattr(module._Shelf, where, whole)
+        monkeypatch.setattr(crawling._CrawlFolder, where, whole)
         crawl(tmp_path / "out", ["car", "dog"], mini(api), 9)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
     assert sum(path.startswith("/v1") for path in asked) == 2 + 2  # a list is asked for once
@@ -214,14 +214,14 @@ def test_a_crawl_that_was_killed_ends_like_one_that_was_not(tmp_path, waits, ask
 
 def test_what_was_decided_is_not_downloaded_again(tmp_path, waits, asked, monkeypatch):
     with web.serve(["car"]) as api:
-        judge, calls = module._Shelf.judge, iter(range(1000))
+        judge, calls = crawling._CrawlFolder.judge, iter(range(1000))
 
         def killed(self, *args):
             if next(calls) == 7:
                 raise KeyboardInterrupt
             return judge(self, *args)
 
-        monkeypatch.setattr(module._Shelf, "judge", killed)
+        monkeypatch.setattr(crawling._CrawlFolder, "judge", killed)
         with pytest.raises(KeyboardInterrupt):
             crawl(tmp_path / "out", ["car"], mini(api), 9)
         asked.clear()
@@ -235,18 +235,18 @@ def test_a_server_that_went_away_loses_nothing(tmp_path, waits, monkeypatch):
     with web.serve(names) as api:
         crawl(tmp_path / "whole", names, mini(api), 14)
     port = int(api.split(":")[2].split("/")[0])
-    judge, calls, running = module._Shelf.judge, iter(range(1000)), ExitStack()
+    judge, calls, running = crawling._CrawlFolder.judge, iter(range(1000)), ExitStack()
 
     def stopping(self, *args):
         if next(calls) == 4:
             running.close()
         return judge(self, *args)
 
-    monkeypatch.setattr(module._Shelf, "judge", stopping)
+    monkeypatch.setattr(crawling._CrawlFolder, "judge", stopping)
     with running, pytest.raises(UserError, match="no network") as error:
         crawl(tmp_path / "out", names, mini(running.enter_context(web.serve(names, port))), 14)
     assert len(str(error.value).splitlines()) == 1
-    assert 4 <= len(pd.read_csv(tmp_path / "out" / "manifest.csv")) <= 4 + module.WORKERS
+    assert 4 <= len(pd.read_csv(tmp_path / "out" / "manifest.csv")) <= 4 + crawling.WORKERS
     with web.serve(names, port) as api:
         crawl(tmp_path / "out", names, mini(api), 14)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
@@ -521,8 +521,8 @@ def test_private_addresses_are_refused_whatever_they_are_called(waits, unconnect
         return resolve(known, port, *args, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
-    with pytest.raises(fetch.Rejected) as error:
-        fetch.Web(CrawlConfig()).fetch(f"http://{host}/a.jpg")
+    with pytest.raises(Rejected) as error:
+        Web(CrawlConfig()).fetch(f"http://{host}/a.jpg")
     assert error.value.reason == f"refused: {host.strip('[]')} has no public address"
     assert (unconnected, waits) == ([], [])
 
@@ -534,8 +534,8 @@ def test_the_address_that_was_checked_is_the_one_connected_to(waits, unconnected
         return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
 
     monkeypatch.setattr(socket, "getaddrinfo", resolved)
-    with pytest.raises(fetch.Rejected) as error:
-        fetch.Web(CrawlConfig()).fetch("http://rebinding.example:81/a.jpg")
+    with pytest.raises(Rejected) as error:
+        Web(CrawlConfig()).fetch("http://rebinding.example:81/a.jpg")
     assert unconnected == [("93.184.215.14", 81)]
     assert error.value.reason == "refused: rebinding.example has no public address"  # the second attempt looks again
 
@@ -588,9 +588,9 @@ def test_redirects_are_checked_at_each_hop(tmp_path, waits):
 
 def test_no_redirect_from_https_to_http(monkeypatch):
     hops = {"https://a.example/": "https://b.example/", "https://b.example/": "http://c.example/"}
-    monkeypatch.setattr(fetch.Web, "_once", lambda _self, place, _headers: (b"", hops[place.geturl()]))
-    with pytest.raises(fetch.Rejected) as error:
-        fetch.Web(CrawlConfig()).fetch("https://a.example/")
+    monkeypatch.setattr(Web, "_once", lambda _self, place, _headers: (b"", hops[place.geturl()]))
+    with pytest.raises(Rejected) as error:
+        Web(CrawlConfig()).fetch("https://a.example/")
     assert error.value.reason == "refused: redirect from https to http"
 
 
@@ -820,7 +820,7 @@ def test_bad_answers_of_the_api_are_one_line(tmp_path, waits, status, body, said
     with serving(lambda self: self.say(status, body)) as base, pytest.raises(UserError, match=said) as error:
         crawl(tmp_path / "out", ["dog"], mini(f"{base}/v1/"), 1)
     assert len(str(error.value).splitlines()) == 1
-    assert content(tmp_path / "out") == {"manifest.csv": (",".join(module.COLUMNS) + "\n").encode()}
+    assert content(tmp_path / "out") == {"manifest.csv": (",".join(crawling.COLUMNS) + "\n").encode()}
 
 
 def closed_port() -> int:

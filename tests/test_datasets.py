@@ -9,9 +9,11 @@ import pytest
 from PIL import Image
 from pycocotools import mask as rle_tools
 
-from usam.datasets import CocoDataset, Instance, VocDataset
+from usam.data.coco import CocoDataset
+from usam.data.datasets import Instance
+from usam.data.grouped import Grouped
+from usam.data.voc import VocDataset
 from usam.errors import UserError
-from usam.granularity import Grouped
 
 H, W = 6, 8  # not square: swapped axes must show
 

@@ -11,8 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.transforms import Bbox
 
-from usam import boxes, diagrams, sam, stages
-from usam.profiles import Profile
+from usam.config import Profile
+from usam.method.masks import coarser, point_grid
+from usam.pipeline import stages
+from usam.report import boxes, diagrams
 
 
 @pytest.fixture(autouse=True)
@@ -114,7 +116,7 @@ def test_a_change_of_the_profile_is_seen(tiny: Profile):
     check_layout(two)
     bag = diagrams._bag(other, "voc", "web", 0)
     assert len(bag.points) == len(bag.prompts) == len(bag.tokens) == 25
-    assert (bag.points == sam.point_grid(bag.image.shape[:2], 10)[sam.coarser(10, 5)]).all()
+    assert (bag.points == point_grid(bag.image.shape[:2], 10)[coarser(10, 5)]).all()
 
 
 def test_test_images_have_two_classes_where_there_are_such(tiny: Profile):

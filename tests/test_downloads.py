@@ -22,10 +22,14 @@ import torch
 from PIL import Image
 from torchvision.datasets import voc
 
-from usam import datasets, downloads, paths, profiles, sam, stages
-from usam.downloads import Published
+from usam import paths, profiles
+from usam.config import Profile
+from usam.data import published
+from usam.data.published import Published
+from usam.data.voc import VocDataset
 from usam.errors import UserError
-from usam.profiles import Profile
+from usam.method import sam
+from usam.pipeline import stages
 
 NAME = "checkpoints/sam_vit_b_01ec64.pth"
 
@@ -84,7 +88,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch) -> Iterator[Server]:
-    monkeypatch.setattr(downloads, "LONGEST_WAIT", 0)
+    monkeypatch.setattr(published, "LONGEST_WAIT", 0)
     with Server() as one:
         threading.Thread(target=one.serve_forever, daemon=True).start()
         yield one
@@ -100,9 +104,9 @@ def paper(tmp_path, monkeypatch) -> Profile:
     return profiles.load("vit_b").model_copy(update=changes)
 
 
-def published(monkeypatch, server: Server, content: bytes, name: str = NAME) -> Published:
+def publish(monkeypatch, server: Server, content: bytes, name: str = NAME) -> Published:
     one = server.publish(Path(name).name, content)
-    monkeypatch.setitem(downloads.FILES, name, one)
+    monkeypatch.setitem(published.FILES, name, one)
     return one
 
 
@@ -110,21 +114,21 @@ NOISE = np.random.default_rng(0).bytes(300_000)
 
 
 def test_a_file_arrives_whole_and_is_not_asked_for_twice(server, paper, tmp_path, monkeypatch):
-    published(monkeypatch, server, NOISE)
-    table = downloads.table(paper)
+    publish(monkeypatch, server, NOISE)
+    table = published.table(paper)
     assert table[["file", "here"]].to_numpy().tolist() == [["sam_vit_b_01ec64.pth", "no"]]
-    downloads.get(paper)
+    published.get(paper)
     assert (tmp_path / NAME).read_bytes() == NOISE and len(server.asked) == 1
-    assert downloads.table(paper)["here"].tolist() == ["yes"]
-    downloads.get(paper)
+    assert published.table(paper)["here"].tolist() == ["yes"]
+    published.get(paper)
     assert len(server.asked) == 1
     assert [p.name for p in (tmp_path / NAME).parent.iterdir() if not p.name.startswith(".")] == [Path(NAME).name]
 
 
 def test_a_cut_connection_goes_on_where_it_stopped(server, paper, tmp_path, monkeypatch):
-    published(monkeypatch, server, NOISE)
+    publish(monkeypatch, server, NOISE)
     server.cut = [100_000, 0, 1, 150_000]
-    downloads.get(paper)
+    published.get(paper)
     assert (tmp_path / NAME).read_bytes() == NOISE
     assert [asked for _, asked in server.asked] == [
         None, "bytes=100000-", "bytes=100000-", "bytes=100001-", "bytes=250001-",
@@ -132,34 +136,34 @@ def test_a_cut_connection_goes_on_where_it_stopped(server, paper, tmp_path, monk
 
 
 def test_a_server_without_ranges_starts_again(server, paper, tmp_path, monkeypatch):
-    published(monkeypatch, server, NOISE)
+    publish(monkeypatch, server, NOISE)
     server.cut, server.ranges = [100_000], False
-    downloads.get(paper)
+    published.get(paper)
     assert (tmp_path / NAME).read_bytes() == NOISE and len(server.asked) == 2
 
 
 def test_a_server_that_always_hangs_up_is_given_up_and_what_came_stays(server, paper, tmp_path, monkeypatch):
-    one = published(monkeypatch, server, NOISE)
+    one = publish(monkeypatch, server, NOISE)
     server.cut = [1000] + [0] * 100
     with pytest.raises(UserError) as error:
-        downloads.get(paper)
+        published.get(paper)
     lines = str(error.value).splitlines()
     assert "cannot be downloaded (the connection broke); 1,000 bytes of it are here" in lines[0]
     assert lines[1:] == [f"  {one.url} (300,000 bytes)", f"  -> {tmp_path / NAME}"]
-    assert len(server.asked) == 1 + downloads.ATTEMPTS
+    assert len(server.asked) == 1 + published.ATTEMPTS
     server.cut = []
-    downloads.get(paper)
+    published.get(paper)
     assert server.asked[-1] == (f"/{Path(NAME).name}", "bytes=1000-")
     assert (tmp_path / NAME).read_bytes() == NOISE
 
 
 def test_without_a_network_each_file_and_its_place_are_named(paper, tmp_path, monkeypatch):
-    monkeypatch.setattr(downloads, "LONGEST_WAIT", 0)
-    for name in downloads.FILES:
-        monkeypatch.setitem(downloads.FILES, name, Published(f"http://127.0.0.1:9/{name}", 10, "0" * 64))
+    monkeypatch.setattr(published, "LONGEST_WAIT", 0)
+    for name in published.FILES:
+        monkeypatch.setitem(published.FILES, name, Published(f"http://127.0.0.1:9/{name}", 10, "0" * 64))
     whole = paper.model_copy(update={"datasets": profiles.load("paper").datasets})
     with pytest.raises(UserError) as error:
-        downloads.get(whole)
+        published.get(whole)
     said = str(error.value)
     assert said.count("\n") == 2 * 4 and said.startswith("sam_vit_b_01ec64.pth cannot be downloaded (no connection")
     for name in (NAME, "VOCtrainval_11-May-2012.tar", "val2017.zip", "annotations_trainval2017.zip"):
@@ -167,62 +171,62 @@ def test_without_a_network_each_file_and_its_place_are_named(paper, tmp_path, mo
 
 
 def test_a_missing_page_is_not_asked_for_again(server, paper, monkeypatch):
-    published(monkeypatch, server, NOISE)
+    publish(monkeypatch, server, NOISE)
     server.content.clear()
     with pytest.raises(UserError, match=r"cannot be downloaded \(HTTP 404\); 0 bytes"):
-        downloads.get(paper)
+        published.get(paper)
     assert len(server.asked) == 1
 
 
 def test_something_else_of_the_same_length_is_thrown_away(server, paper, tmp_path, monkeypatch):
-    one = published(monkeypatch, server, NOISE)
+    one = publish(monkeypatch, server, NOISE)
     server.content[f"/{Path(NAME).name}"] = NOISE[::-1]
     with pytest.raises(UserError, match=f"{one.url} sent something else than was published"):
-        downloads.get(paper)
+        published.get(paper)
     assert not list((tmp_path / NAME).parent.glob("[!.]*"))
     server.content[f"/{Path(NAME).name}"] = NOISE
-    downloads.get(paper)
+    published.get(paper)
     assert (tmp_path / NAME).read_bytes() == NOISE
 
 
 @pytest.mark.parametrize("content", [b"<html>log in first</html>", NOISE + b"more", NOISE[:-1]])
 @pytest.mark.parametrize("have", [0, 1000])
 def test_a_page_of_another_length_does_not_touch_what_is_here(server, paper, tmp_path, monkeypatch, content, have):
-    published(monkeypatch, server, NOISE)
+    publish(monkeypatch, server, NOISE)
     server.content[f"/{Path(NAME).name}"] = content
     part = tmp_path / f"{NAME}.part"
     part.parent.mkdir()
     part.write_bytes(NOISE[:have])
     server.ranges = len(content) > have
     with pytest.raises(UserError, match=r"\(the server sends something else under this address\)"):
-        downloads.get(paper)
+        published.get(paper)
     assert part.read_bytes() == NOISE[:have]
     server.content[f"/{Path(NAME).name}"], server.ranges = NOISE, True
-    downloads.get(paper)
+    published.get(paper)
     assert (tmp_path / NAME).read_bytes() == NOISE
 
 
 def test_a_part_that_begins_elsewhere_is_not_taken(server, paper, tmp_path, monkeypatch):
-    published(monkeypatch, server, NOISE)
+    publish(monkeypatch, server, NOISE)
     server.cut, server.shift = [1000], -1000
     with pytest.raises(UserError, match="something else under this address"):
-        downloads.get(paper)
+        published.get(paper)
     assert (tmp_path / f"{NAME}.part").read_bytes() == NOISE[:1000]
 
 
 def test_a_left_over_of_another_file_is_thrown_away(server, paper, tmp_path, monkeypatch):
-    published(monkeypatch, server, NOISE)
+    publish(monkeypatch, server, NOISE)
     (tmp_path / NAME).parent.mkdir()
     (tmp_path / f"{NAME}.part").write_bytes(bytes(1000))
     with pytest.raises(UserError, match="sent something else"):
-        downloads.get(paper)
-    downloads.get(paper)
+        published.get(paper)
+    published.get(paper)
     assert (tmp_path / NAME).read_bytes() == NOISE
 
 
 def test_killed_in_the_middle_it_goes_on(server, paper, tmp_path, monkeypatch):
     content = np.random.default_rng(1).bytes(40 * 2**20)
-    one = published(monkeypatch, server, content)
+    one = publish(monkeypatch, server, content)
     server.slow = 0.01
     code = (
         "import sys; from usam import downloads, profiles\n"
@@ -242,22 +246,22 @@ def test_killed_in_the_middle_it_goes_on(server, paper, tmp_path, monkeypatch):
     process.wait()
     have, server.slow = part.stat().st_size, 0.0
     assert 0 < have < len(content)
-    downloads.get(paper)
+    published.get(paper)
     assert (tmp_path / NAME).read_bytes() == content
     assert server.asked[-1] == (f"/{Path(NAME).name}", f"bytes={have}-")
 
 
 def test_disk_and_memory_are_looked_at_before_the_first_byte(server, paper, monkeypatch):
-    published(monkeypatch, server, NOISE)
+    publish(monkeypatch, server, NOISE)
     usage = namedtuple("usage", "total used free")
     with monkeypatch.context() as patch:
         patch.setattr("shutil.disk_usage", lambda _: usage(0, 0, 1000))
         with pytest.raises(UserError, match=r"has 0\.0 GiB free, about 0\.0 are needed"):
-            downloads.get(paper)
+            published.get(paper)
     with monkeypatch.context() as patch:
-        patch.setattr(downloads.psutil, "virtual_memory", lambda: namedtuple("memory", "available")(1000))
+        patch.setattr(published.psutil, "virtual_memory", lambda: namedtuple("memory", "available")(1000))
         with pytest.raises(UserError, match=r"of memory are free, about .* are needed to load SAM"):
-            downloads.get(paper)
+            published.get(paper)
     assert server.asked == []
 
 
@@ -275,9 +279,9 @@ def test_the_whole_vit_b_comes_through_a_cut_and_loads(server, paper, monkeypatc
     weights = sam.build_sam("vit_b").state_dict()
     content = saved(weights)
     assert len(content) > 370_000_000 and "image_encoder.blocks.11.attn.rel_pos_w" in weights
-    published(monkeypatch, server, content)
+    publish(monkeypatch, server, content)
     server.cut = [200_000_000]
-    downloads.get(paper)
+    published.get(paper)
     loaded = sam.load_sam(paper.sam).state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in weights.items())
     file = sam.find_checkpoint(paper.sam)
@@ -300,8 +304,8 @@ class Intruder:
 def test_code_in_a_checkpoint_is_not_run(server, paper, tmp_path, monkeypatch):
     intruder = Intruder()
     intruder.mark = tmp_path / "was here"
-    published(monkeypatch, server, saved({"image_encoder.pos_embed": intruder}))
-    downloads.get(paper)
+    publish(monkeypatch, server, saved({"image_encoder.pos_embed": intruder}))
+    published.get(paper)
     with pytest.raises(UserError, match="cannot be read as weights"):
         sam.load_sam(paper.sam)
     assert not intruder.mark.exists()
@@ -311,7 +315,7 @@ def test_a_checkpoint_that_is_not_here_names_the_notebook(paper):
     with pytest.raises(UserError, match=r"sam_vit_b_01ec64\.pth is missing: run notebook 00_setup"):
         sam.load_sam(paper.sam)
     with pytest.raises(UserError, match="'some:thing' has no published weights: name a `checkpoint`"):
-        downloads.checkpoint("some:thing")
+        published.checkpoint("some:thing")
 
 
 # -- data sets ----------------------------------------------------------------------------------------------------
@@ -353,53 +357,53 @@ def zipped(files: dict[str, bytes]) -> bytes:
 
 def test_both_data_sets_are_unpacked_into_their_places_and_read(server, paper, tmp_path, monkeypatch):
     archive = voc_archive()
-    published(monkeypatch, server, archive, "VOCtrainval_11-May-2012.tar")
+    publish(monkeypatch, server, archive, "VOCtrainval_11-May-2012.tar")
     monkeypatch.setitem(voc.DATASET_YEAR_DICT["2012"], "md5", hashlib.md5(archive).hexdigest())
     instances = {
         "images": [{"id": 7, "file_name": "000000000007.jpg", "height": 6, "width": 8}],
         "annotations": [],
         "categories": [{"id": 1, "name": "person"}],
     }
-    published(monkeypatch, server, zipped({"val2017/000000000007.jpg": picture("JPEG")}), "val2017.zip")
+    publish(monkeypatch, server, zipped({"val2017/000000000007.jpg": picture("JPEG")}), "val2017.zip")
     annotations = {
         "annotations/instances_val2017.json": json.dumps(instances).encode(),
         "annotations/other.json": b"{}",
     }
-    published(monkeypatch, server, zipped(annotations), "annotations_trainval2017.zip")
-    published(monkeypatch, server, NOISE)
+    publish(monkeypatch, server, zipped(annotations), "annotations_trainval2017.zip")
+    publish(monkeypatch, server, NOISE)
     whole = paper.model_copy(update={"datasets": profiles.load("paper").datasets})
     server.cut = [1000, len(archive) // 2, 100]
-    downloads.get(whole)
-    examples = {which: stages.dataset(whole, which)[0] for which in ("voc", "coco")}
+    published.get(whole)
+    examples = {dataset_name: stages.dataset(whole, dataset_name)[0] for dataset_name in ("voc", "coco")}
     assert [one.label for one in examples["voc"].instances] == [0] and examples["voc"].semantic[3, 3] == 1
     assert examples["coco"].image_id == 7 and not examples["coco"].instances
     left = {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")}
     assert left == {"checkpoints", "VOCdevkit", "coco"}  # the archives are gone, and what unpacking left
     assert not (tmp_path / "coco" / "annotations" / "other.json").exists()
     count = len(server.asked)
-    downloads.get(whole)
-    assert len(server.asked) == count and downloads.table(whole)["here"].tolist() == ["yes"] * 4
+    published.get(whole)
+    assert len(server.asked) == count and published.table(whole)["here"].tolist() == ["yes"] * 4
 
 
 def test_an_archive_that_was_put_there_by_hand_is_checked_and_unpacked(server, paper, tmp_path, monkeypatch):
     content = zipped({"val2017/000000000007.jpg": picture("JPEG")})
-    published(monkeypatch, server, content, "val2017.zip")
+    publish(monkeypatch, server, content, "val2017.zip")
     coco = profiles.load("paper").datasets["coco"]
     only = paper.model_copy(update={"datasets": {"coco": coco}, "sam": profiles.load("mini").sam})
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
     (tmp_path / "coco" / "annotations" / "instances_val2017.json").write_text("{}")
     (tmp_path / "val2017.zip").write_bytes(content[:-10])
     with pytest.raises(UserError, match=r"val2017\.zip has .* bytes, not .*: delete it"):
-        downloads.get(only)
+        published.get(only)
     (tmp_path / "val2017.zip").write_bytes(content)
-    downloads.get(only)
+    published.get(only)
     assert (tmp_path / "coco" / "val2017" / "000000000007.jpg").is_file() and server.asked == []
 
 
 @pytest.mark.parametrize("unpacked", [False, True])
 def test_unpacking_that_was_stopped_leaves_nothing(server, paper, tmp_path, monkeypatch, unpacked):
     content = zipped({"val2017/000000000007.jpg": picture("JPEG")})
-    published(monkeypatch, server, content, "val2017.zip")
+    publish(monkeypatch, server, content, "val2017.zip")
     coco = profiles.load("paper").datasets["coco"]
     only = paper.model_copy(update={"datasets": {"coco": coco}, "sam": profiles.load("mini").sam})
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
@@ -408,17 +412,17 @@ def test_unpacking_that_was_stopped_leaves_nothing(server, paper, tmp_path, monk
     (tmp_path / "coco" / "val2017.unpacking" / "val2017").mkdir(parents=True)
     if unpacked:
         (tmp_path / "coco" / "val2017").mkdir()
-    downloads.get(only)
+    published.get(only)
     assert {p.name for p in (tmp_path / "coco").iterdir()} == {"annotations", "val2017"}
     assert not (tmp_path / "val2017.zip").exists() and server.asked == []
 
 
 def test_a_data_set_that_is_missing_names_the_notebook(paper, tmp_path):
     with pytest.raises(UserError, match="run 00_setup"):
-        datasets.VocDataset(tmp_path, "val")
+        VocDataset(tmp_path, "val")
 
 
 def test_the_miniature_needs_nothing(capsys):
     mini = profiles.load("mini")
-    assert downloads.table(mini).empty
-    downloads.get(mini)
+    assert published.table(mini).empty
+    published.get(mini)

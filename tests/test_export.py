@@ -16,8 +16,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 from torchvision.datasets import VOCSegmentation
 
-from usam import export, outlines
-from usam.inference import LabelledMasks
+from usam.annotation import export, outlines
+from usam.method.inference import LabelledMasks
 
 NAMES = ["cat", "dog", "potted plant"]
 

@@ -18,10 +18,10 @@ from PIL import Image
 from pydantic import ValidationError
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from usam import generate, images
+from usam.config import GenerateConfig
+from usam.data import generate, image_files
+from usam.data.generate import drawings, fault, image_seed
 from usam.errors import UserError
-from usam.generate import drawings, fault, image_seed
-from usam.profiles import GenerateConfig
 
 
 @pytest.fixture(scope="module")
@@ -61,16 +61,16 @@ def test_an_image_is_what_diffusers_draws_with_its_seed(model, tmp_path):
             guidance_scale=3.0,
             generator=torch.Generator().manual_seed(row.seed),
         )
-        ours = images.read(tmp_path / "out" / row.file).astype(int)
+        ours = image_files.read(tmp_path / "out" / row.file).astype(int)
         assert ours.shape == (16, 16, 3)
         assert np.abs(ours - np.asarray(made.images[0])).max() <= 1  # alone, not in a batch: rounding
-        facts = images.facts(tmp_path / "out" / row.file)
+        facts = image_files.facts(tmp_path / "out" / row.file)
         assert (facts["prompt"], facts["model"], facts["steps"]) == ("a photo of a hot dog", str(model), "2")
 
 
 def test_an_image_is_the_same_in_any_batch(model):
     """But for rounding: a thousandth of the range in float32, for the small model and for the miniature's."""
-    for place in (model, "usam/mini/weights/diffusion"):
+    for place in (model, "miniature/weights/diffusion"):
         draw = generate.pipeline(GenerateConfig(model=str(place), steps=4))
         together, _ = draw("a photo of a dog", [3, 1, 4, 1])
         for k, seed in enumerate([3, 1, 4, 1]):
@@ -182,7 +182,7 @@ def test_what_was_thrown_away_is_counted_and_stands_in_the_file(model, tmp_path,
     table = generate.generate(tmp_path / "out", ["dog"], settings(model), 3)
     assert table["rejected"].tolist() == ["", "flagged unsafe", ""] and table["attempt"].tolist() == [0, 1, 0]
     assert "sampled again: 1 flagged unsafe (3 images kept)" in capsys.readouterr().out
-    assert images.facts(tmp_path / "out" / "dog" / "0001.png")["rejected"] == "flagged unsafe"
+    assert image_files.facts(tmp_path / "out" / "dog" / "0001.png")["rejected"] == "flagged unsafe"
 
 
 def test_a_model_that_blacks_out_everything_is_given_up_in_one_line(prudish, tmp_path):
@@ -276,7 +276,7 @@ def test_images_are_upright_and_eight_bit(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90 degrees to be upright
     Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
-    assert images.read(tmp_path / "turned.png").shape == (6, 4, 3)
-    assert images.read(tmp_path / "turned.png")[0, 3].tolist() == [255, 255, 255]
+    assert image_files.read(tmp_path / "turned.png").shape == (6, 4, 3)
+    assert image_files.read(tmp_path / "turned.png")[0, 3].tolist() == [255, 255, 255]
     Image.fromarray(np.full((2, 2), 0x8000, np.uint16)).save(tmp_path / "deep.png")
-    assert np.unique(images.read(tmp_path / "deep.png")).tolist() == [0x80]
+    assert np.unique(image_files.read(tmp_path / "deep.png")).tolist() == [0x80]

@@ -13,7 +13,8 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from usam import hub, paths
+from usam import paths
+from usam.data import huggingface
 from usam.errors import UserError
 
 REPO, COMMIT = "somebody/small-diffusion", "0123456789abcdef0123456789abcdef01234567"
@@ -154,9 +155,9 @@ def test_where_the_hub_keeps_its_files(tmp_path, monkeypatch):
     monkeypatch.setenv("USAM_DATA", str(tmp_path))
     for name in ("HF_HOME", "HF_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
-    assert hub.cache() == str(tmp_path / "hub")
+    assert huggingface.cache() == str(tmp_path / "hub")
     monkeypatch.setenv("HF_HOME", "/elsewhere")
-    assert hub.cache() is None
+    assert huggingface.cache() is None
 
 
 def test_weights_that_loaders_read():
@@ -168,11 +169,11 @@ def test_weights_that_loaders_read():
         "model.safetensors",
         "model.fp16.safetensors",
     ]
-    assert hub._read_by_loaders(names) == ["config.json", "merges.txt", "model.safetensors"]
-    assert hub._read_by_loaders(names[:4]) == ["config.json", "merges.txt", "pytorch_model.bin"]
+    assert huggingface._read_by_loaders(names) == ["config.json", "merges.txt", "model.safetensors"]
+    assert huggingface._read_by_loaders(names[:4]) == ["config.json", "merges.txt", "pytorch_model.bin"]
 
 
 def test_a_folder_needs_nothing(model):
-    hub.fetch(str(model))
+    huggingface.fetch(str(model))
     with pytest.raises(UserError, match="no model folder"):
-        hub.fetch("no/such/folder/at all")
+        huggingface.fetch("no/such/folder/at all")

@@ -9,11 +9,10 @@ from pycocotools import mask as rle_codec
 from torchvision.ops import batched_nms
 from torchvision.ops import nms as box_nms
 
-from usam import sam
-from usam.head import MaskClassifier
-from usam.inference import LabelledMasks, choose, doubt, label_masks, mask_iou, nms, probabilities
-from usam.profiles import InferenceConfig
-from usam.sam import MaskEmbeddings
+from usam.config import InferenceConfig
+from usam.method.head import MaskClassifier
+from usam.method.inference import LabelledMasks, choose, expected_error, label_masks, nms, probabilities
+from usam.method.masks import MaskEmbeddings, mask_iou, masks_to_rle
 
 # Four masks: 0 and 1 overlap by 0.6, 1 and 2 by 0.5, 0 and 2 not at all, 3 is alone.
 IOU = np.array([[1, 0.6, 0, 0], [0.6, 1, 0.5, 0], [0, 0.5, 1, 0], [0, 0, 0, 1]])
@@ -80,7 +79,7 @@ def embeddings(*masks: np.ndarray) -> MaskEmbeddings:
     """Masks of an image of 16 x 24 pixels at half its size."""
     d = len(masks)
     tokens, iou = np.zeros((d, 4, 256), np.float16), np.ones(d, np.float32)
-    return MaskEmbeddings(tokens, sam.encode(np.stack(masks)), iou, (16, 24), (8.0, 12.0), np.zeros((len(masks), 2)))
+    return MaskEmbeddings(tokens, masks_to_rle(np.stack(masks)), iou, (16, 24), (8.0, 12.0), np.zeros((len(masks), 2)))
 
 
 def chances(*rows: tuple[float, float, float]) -> np.ndarray:
@@ -159,8 +158,8 @@ def test_joined_at_a_corner_and_of_nothing():
 def test_doubt_by_hand():
     masks = columns((0, 3), (2, 4))
     found = LabelledMasks(np.arange(2), np.zeros(2, int), np.float32([0.9, 0.5]), masks)
-    assert doubt(found) == pytest.approx((3 * 0.1 + 1 * 0.5) / 20)  # where both are, the higher score counts
-    assert doubt(found.only(np.array([], int))) == 1
+    assert expected_error(found) == pytest.approx((3 * 0.1 + 1 * 0.5) / 20)  # where both are, the higher score counts
+    assert expected_error(found.only(np.array([], int))) == 1
 
 
 def test_highest_score_is_painted_last():

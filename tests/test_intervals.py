@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from usam import intervals
-from usam.evaluation import Scores
-from usam.metrics import Matches, Reliability
+from usam.evaluation import intervals
+from usam.evaluation.metrics import Matches, Reliability
+from usam.evaluation.scores import Scores
 
 
 def split(rights: np.ndarray, pixels: int = 100) -> Scores:

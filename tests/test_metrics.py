@@ -9,11 +9,11 @@ from pycocotools import mask as rle_tools
 from sklearn.metrics import jaccard_score
 from torchmetrics.functional.classification import binary_calibration_error
 
-from usam import metrics
-from usam.datasets import Instance
+from usam.data.datasets import Instance
 from usam.errors import UserError
-from usam.evaluation import Scores
-from usam.metrics import BINS, Matches, Reliability, class_iou, confusion_matrix, match, mean_known
+from usam.evaluation import metrics
+from usam.evaluation.metrics import BINS, Matches, Reliability, class_iou, confusion_matrix, match, mean_known
+from usam.evaluation.scores import Scores
 
 SIZE = (20, 30)  # height, width
 

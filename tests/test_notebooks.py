@@ -11,8 +11,8 @@ import papermill
 import pytest
 from PIL import Image
 
-from usam import paths, run
-from usam.clip_baseline import VIEWS
+from usam import cli, paths
+from usam.baselines.sam_clip import VIEWS
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
@@ -24,9 +24,9 @@ def smoke(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("USAM_DATA", str(folder / "data"))
         patch.setenv("USAM_RESULTS", str(folder / "results"))
-        assert run.main(["--profile", "smoke"]) == 0
+        assert cli.main(["--profile", "smoke"]) == 0
         executed = {p.name: p.stat().st_mtime_ns for p in (folder / "results/smoke/notebooks").iterdir()}
-        assert run.main(["--profile", "smoke"]) == 0
+        assert cli.main(["--profile", "smoke"]) == 0
     again = {p.name: p.stat().st_mtime_ns for p in (folder / "results/smoke/notebooks").iterdir()}
     assert again == executed  # the second run reused every notebook
     return folder / "results" / "smoke"
@@ -92,9 +92,9 @@ def test_rows_say_how_to_repeat_them(smoke):
 @pytest.mark.parametrize("name", PAPER_TABLES)
 def test_every_number_of_a_table_is_found_in_the_rows(smoke, name):
     """Each mean and deviation of the paper's tables is that of its rows in runs.csv, to the printed digit."""
-    which = "coco" if name in ("table_2", "table_3_coco", "table_4_coco") else "voc"
+    dataset_name = "coco" if name in ("table_2", "table_3_coco", "table_4_coco") else "voc"
     rows = pd.read_csv(smoke / "runs.csv")
-    rows = rows[(rows["dataset"] == which) & rows["split"].isin(["test", "val2017"])]
+    rows = rows[(rows["dataset"] == dataset_name) & rows["split"].isin(["test", "val2017"])]
     table = pd.read_csv(smoke / "tables" / f"{name}.csv", dtype=str)
     here = table[table["seeds"] != "0"]
     assert len(here) >= 2

@@ -13,8 +13,10 @@ import pandas as pd
 import pytest
 from PIL import Image, PngImagePlugin
 
-from usam import page, paths, profiles
+from usam import paths, profiles
+from usam.config import Profile
 from usam.errors import UserError
+from usam.report import html_report
 
 FORMULA = r"$$s_i^j = \max_{\substack{l \le k}} o_l \tag{1}$$"
 
@@ -59,7 +61,7 @@ def write(folder: Path, name: str, *cells: nbformat.NotebookNode) -> None:
 
 
 @pytest.fixture
-def smoke(tmp_path, monkeypatch) -> profiles.Profile:
+def smoke(tmp_path, monkeypatch) -> Profile:
     monkeypatch.setenv("USAM_RESULTS", str(tmp_path))
     return profiles.load("smoke")
 
@@ -101,8 +103,8 @@ def folder(tmp_path, smoke) -> Path:
     return folder
 
 
-def read(profile: profiles.Profile) -> Page:
-    return Page(page.build(profile).read_text(encoding="utf-8"))
+def read(profile: Profile) -> Page:
+    return Page(html_report.build(profile).read_text(encoding="utf-8"))
 
 
 def test_page_needs_nothing_and_all_its_links_work(folder, smoke):
@@ -134,7 +136,7 @@ def test_formulas_are_mathml_with_their_numbers(folder, smoke):
     html = read(smoke)
     assert [attributes.get("display") for attributes in html.all("math")] == [None, "block"]
     assert "(1)" in html.text and "$" not in html.text and "\\" not in html.text
-    assert page.mathml(r"\nonsense{a<b}", block=False) == r"<code>\nonsense{a&lt;b}</code>"
+    assert html_report.mathml(r"\nonsense{a<b}", block=False) == r"<code>\nonsense{a&lt;b}</code>"
 
 
 def test_every_formula_of_our_notebooks_can_be_converted():
@@ -143,7 +145,7 @@ def test_every_formula_of_our_notebooks_can_be_converted():
         texts = [cell.source for cell in nbformat.read(file, as_version=4).cells if cell.cell_type == "markdown"]
         found += re.findall(r"\$\$.+?\$\$|\$.+?\$", "\n".join(texts), re.DOTALL)
     assert len(found) > 50
-    assert [f for f in found if "<code>" in page.mathml(f.strip("$"), block=f.startswith("$$"))] == []
+    assert [f for f in found if "<code>" in html_report.mathml(f.strip("$"), block=f.startswith("$$"))] == []
 
 
 def test_tables_have_headers_captions_and_a_total(folder, smoke):
@@ -156,8 +158,8 @@ def test_tables_have_headers_captions_and_a_total(folder, smoke):
 
 
 def test_same_results_same_bytes_also_where_less_is_there(folder, smoke):
-    first = page.build(smoke).read_bytes()
-    assert page.build(smoke).read_bytes() == first
+    first = html_report.build(smoke).read_bytes()
+    assert html_report.build(smoke).read_bytes() == first
     (folder / "notebooks.csv").unlink()
     for part in ("tables", "figures"):
         shutil.rmtree(folder / part)
@@ -167,7 +169,7 @@ def test_same_results_same_bytes_also_where_less_is_there(folder, smoke):
 
 
 def test_pictures_keep_their_size_and_their_pixels_where_that_is_cheap():
-    (element,) = Page(page.picture(png(noise=False), 'a "b"')).all("img")
+    (element,) = Page(html_report.picture(png(noise=False), 'a "b"')).all("img")
     image = Image.open(io.BytesIO(base64.b64decode(element["src"].partition(",")[2])))
     assert (element["alt"], element["width"], element["height"]) == ('a "b"', "60", "40")
     assert image.format == "WEBP" and image.size == (60, 40) and image.getpixel((30, 20)) == (200, 200, 200)
@@ -176,21 +178,21 @@ def test_pictures_keep_their_size_and_their_pixels_where_that_is_cheap():
 def test_missing_results_say_what_to_run(folder, smoke):
     (folder / "runs.csv").unlink()
     with pytest.raises(UserError, match=r"smoke has no rows in runs\.csv: run \./run_all\.sh --profile smoke first"):
-        page.build(smoke)
+        html_report.build(smoke)
     shutil.rmtree(folder)
     with pytest.raises(UserError, match=r"smoke has no executed notebooks: run \./run_all\.sh --profile smoke first"):
-        page.build(smoke)
+        html_report.build(smoke)
 
 
 def test_damaged_files_are_one_line(folder, smoke):
     (folder / "notebooks.csv").write_text("notebook,seconds\n")
     with pytest.raises(UserError, match=r"notebooks\.csv cannot be read"):
-        page.build(smoke)
+        html_report.build(smoke)
     (folder / "notebooks.csv").unlink()
     (folder / "figures" / "figure_3.png").write_bytes(png()[:100])
     with pytest.raises(UserError, match=r"figure_3\.png cannot be read .*: delete it and run again"):
-        page.build(smoke)
+        html_report.build(smoke)
     (folder / "figures" / "figure_3.png").unlink()
     (folder / "notebooks" / "01_b.ipynb").write_text("[]")
     with pytest.raises(UserError, match=r"01_b\.ipynb cannot be read .*: delete it and run again"):
-        page.build(smoke)
+        html_report.build(smoke)

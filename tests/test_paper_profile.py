@@ -21,9 +21,9 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
+from miniature import data, world
 from usam import paths
-from usam.classes import COCO, VOC, folder_name
-from usam.mini import data, world
+from usam.data.class_names import COCO, VOC, folder_name
 
 pytestmark = pytest.mark.slow
 

@@ -55,11 +55,11 @@ def test_the_papers_profiles(name):
     assert profile.sam.model == ("vit_h" if name == "paper" else name) and profile.sam.checkpoint is None
     assert profile.world == f"SAM ViT-{profile.sam.model[-1].upper()}, Stable Diffusion v1-4"
     synthetic, web = profile.sources["synthetic"], profile.sources["web"]
-    assert (synthetic.per_class, synthetic.generate.model) == (200, "CompVis/stable-diffusion-v1-4")
-    assert web.per_class == 45 and web.crawl.source == "openverse"
+    assert (synthetic.per_class, synthetic.settings.model) == (200, "CompVis/stable-diffusion-v1-4")
+    assert web.per_class == 45 and web.settings.source == "openverse"
     assert profile.head.batch_size == 64 and profile.head.learning_rate == 1e-3 and profile.sam.points_per_side == 10
     assert (profile.distillation.lambda_mil, profile.distillation.lambda_uncertainty) == (1, 0.15)
-    assert {which: (d.split, d.maker) for which, d in profile.datasets.items()} == {
+    assert {dataset_name: (d.split, d.maker) for dataset_name, d in profile.datasets.items()} == {
         "voc": ("val", None), "coco": ("val2017", None),
     }  # fmt: skip
 

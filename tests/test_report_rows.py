@@ -5,52 +5,56 @@ import time
 import pandas as pd
 import pytest
 
-from usam import profiles, report, runs, scoring
+from usam import machine, profiles
+from usam.config import Profile
 from usam.errors import UserError
-from usam.intervals import Interval
+from usam.evaluation.intervals import Interval
+from usam.pipeline import scoring
+from usam.pipeline.records import record
+from usam.report import tables
 
 
 @pytest.fixture
-def smoke(tmp_path, monkeypatch) -> profiles.Profile:
+def smoke(tmp_path, monkeypatch) -> Profile:
     monkeypatch.setenv("USAM_RESULTS", str(tmp_path))
     return profiles.load("smoke")
 
 
-def record(profile: profiles.Profile, **row) -> None:
+def row_of(profile: Profile, **row) -> None:
     same = {"profile": profile.name, "dataset": "voc", "split": "test", "source": "web", "method": "U-SAM"}
     same |= {"state": scoring.state(profile), "parameters": profile.decisive()}
-    runs.record(report.runs_file(profile), **same | row)
+    record(tables.runs_file(profile), **same | row)
 
 
 def test_rows_of_other_settings_code_and_seeds_stay_out(smoke):
     other = smoke.model_copy(update={"head": smoke.head.model_copy(update={"a": 2.0})})
     for seed, profile in (0, smoke), (1, smoke), (7, smoke), (0, other):
-        record(profile, seed=seed, miou=seed / 10)
-    record(smoke, seed=1, source="synthetic", state="of older code", miou=0.9)
-    record(smoke, seed=None, method="our masks + true labels", miou=0.5)
-    rows = report.current_runs(smoke)
+        row_of(profile, seed=seed, miou=seed / 10)
+    row_of(smoke, seed=1, source="synthetic", state="of older code", miou=0.9)
+    row_of(smoke, seed=None, method="our masks + true labels", miou=0.5)
+    rows = tables.current_runs(smoke)
     assert rows["seed"].fillna(-1).tolist() == [0, 1, -1] and rows["miou"].tolist() == [0.0, 0.1, 0.5]
-    assert len(report.read_runs(smoke)) == 6
+    assert len(tables.read_runs(smoke)) == 6
 
 
 def test_commits_that_look_like_numbers_stay_text(smoke, monkeypatch):
-    monkeypatch.setattr(runs, "commit", lambda: "1234567e8901")
-    record(smoke, seed=0, miou=0.5)
-    assert report.current_runs(smoke)["commit"].tolist() == ["1234567e8901"]
+    monkeypatch.setattr(machine, "commit", lambda: "1234567e8901")
+    row_of(smoke, seed=0, miou=0.5)
+    assert tables.current_runs(smoke)["commit"].tolist() == ["1234567e8901"]
 
 
 def test_no_row_names_the_notebook_that_makes_them(smoke):
     with pytest.raises(UserError, match="04_evaluate"):
-        report.current_runs(smoke)
-    record(smoke, seed=9, miou=0.5)
+        tables.current_runs(smoke)
+    row_of(smoke, seed=9, miou=0.5)
     with pytest.raises(UserError, match="04_evaluate"):
-        report.current_runs(smoke)
+        tables.current_runs(smoke)
 
 
 def test_damaged_runs_file_is_one_line(smoke):
-    report.runs_file(smoke).parent.mkdir()
-    report.runs_file(smoke).write_bytes(b"")
-    for action in (lambda: report.read_runs(smoke), lambda: record(smoke, seed=0)):
+    tables.runs_file(smoke).parent.mkdir()
+    tables.runs_file(smoke).write_bytes(b"")
+    for action in (lambda: tables.read_runs(smoke), lambda: record(smoke, seed=0)):
         with pytest.raises(UserError, match=r"runs\.csv cannot be read .*: restore it"):
             action()
 
@@ -68,7 +72,7 @@ def test_score_table_keeps_the_order_of_the_runs():
         + [("voc", "test", "any", "oracle", 0, 0.5, float("nan"))],
         columns=["dataset", "split", "source", "method", "seed", "miou", "map50"],
     )
-    table = report.score_table(run)
+    table = tables.score_table(run)
     assert table.to_numpy().tolist() == [
         ["voc", "test", "web", "U-SAM", "12.00 ± 2.83", "30.00 ± 0.00", 2],
         ["voc", "test", "any", "oracle", "50.00", "not run", 1],
@@ -79,18 +83,18 @@ def test_require_names_the_first_row_that_is_missing(smoke):
     splits = {w: config.split for w, config in smoke.datasets.items()}
     rows = [(w, splits[w], s, "U-SAM", k) for w in splits for s in smoke.sources for k in smoke.seeds]
     run = pd.DataFrame(rows, columns=["dataset", "split", "source", "method", "seed"])
-    report.require(run, smoke, "U-SAM", "04_evaluate")
+    tables.require(run, smoke, "U-SAM", "04_evaluate")
     with pytest.raises(UserError, match=r"lacks 8 rows of SAM\+CLIP.*05_sam_clip"):
-        report.require(run, smoke, "SAM+CLIP", "05_sam_clip")
+        tables.require(run, smoke, "SAM+CLIP", "05_sam_clip")
     run.loc[3, "split"] = "val"  # the fourth: voc, web, seed 1
     with pytest.raises(UserError, match="lacks 1 rows of U-SAM, first voc, web images, seed 1"):
-        report.require(run, smoke, "U-SAM", "04_evaluate")
+        tables.require(run, smoke, "U-SAM", "04_evaluate")
 
 
 def test_mean_and_deviation_in_words():
     values = pd.Series([0.10, 0.12])
-    assert report.mean_sd(values) == "11.00 ± 1.41"
-    assert report.mean_sd(-values[:1]) == "-10.00" and report.mean_sd(values[:0]) == "not run"
+    assert tables.mean_sd(values) == "11.00 ± 1.41"
+    assert tables.mean_sd(-values[:1]) == "-10.00" and tables.mean_sd(values[:0]) == "not run"
 
 
 def test_beside_the_paper_stand_mean_deviation_and_interval(monkeypatch):
@@ -104,9 +108,9 @@ def test_beside_the_paper_stand_mean_deviation_and_interval(monkeypatch):
         asked.append((scores, score))
         return Interval(0.42, 0.4, 0.5)
 
-    monkeypatch.setattr(report.intervals, "mean", mean)
+    monkeypatch.setattr(tables.intervals, "mean", mean)
     rows = [("Leopart", "web", 6.79, None), ("U-SAM", "web", 22.42, 45.59)]
-    table = report.beside_paper(rows, run, {("U-SAM", "web"): ["kept"]})
+    table = tables.beside_paper(rows, run, {("U-SAM", "web"): ["kept"]})
     assert table.to_numpy().tolist() == [
         ["Leopart", "web", "6.79", "not run", "–", "–", "not run", "–", 0],
         ["U-SAM", "web", "22.42", "42.00 ± 2.83", "[40.00, 50.00]", "45.59", "60.00 ± 0.00", "[40.00, 50.00]", 2],
@@ -120,44 +124,44 @@ def test_beside_the_paper_stand_mean_deviation_and_interval(monkeypatch):
      (0.0, 0.1, "cannot tell"), (float("nan"), float("nan"), "cannot tell")],
 )  # fmt: skip
 def test_reading_of_an_effect(low, high, said):
-    assert report.reading(Interval(0.05, low, high)) == said
+    assert tables.reading(Interval(0.05, low, high)) == said
 
 
 def test_a_table_in_three_formats(smoke):
     table = pd.DataFrame({"a_b": ["1.00 ± 0.50", "–"], "95%": ["[0.50, 1.50]", "not run"]})
-    file = report.write_table(smoke, "t", table, "50% of it")
+    file = tables.write_table(smoke, "t", table, "50% of it")
     assert pd.read_csv(file.with_suffix(".csv"), dtype=str).equals(table)
     latex = file.with_suffix(".tex").read_text()
     assert r"a\_b & 95\% \\" in latex and r"1.00 ± 0.50 & [0.50, 1.50] \\" in latex and r"50\% of it" in latex
-    assert report.read_table(smoke, "t", "08_tables").equals(table)
+    assert tables.read_table(smoke, "t", "08_tables").equals(table)
     with pytest.raises(UserError, match=r"u\.csv is missing: run notebook 08_tables first"):
-        report.read_table(smoke, "u", "08_tables")
+        tables.read_table(smoke, "u", "08_tables")
 
 
 def test_a_table_of_other_settings_or_seeds_is_not_taken(smoke):
-    report.write_table(smoke, "t", pd.DataFrame({"a": ["1"]}), "some")
-    report.read_table(smoke, "t", "06_ablation")
+    tables.write_table(smoke, "t", pd.DataFrame({"a": ["1"]}), "some")
+    tables.read_table(smoke, "t", "06_ablation")
     for other in smoke.changed("head.a", 3), profiles.load("smoke", seed=5):
         with pytest.raises(UserError, match=r"t\.csv is of other settings, seeds or code: run notebook 06_ablation"):
-            report.read_table(other, "t", "06_ablation")
+            tables.read_table(other, "t", "06_ablation")
 
 
 def test_an_effect_in_cells():
-    assert report.effect_cells(Interval(0.05, 0.01, 0.09)) == ("+5.00", "[1.00, 9.00]", "holds here")
-    assert report.effect_cells(None) == ("not run", "–", "cannot tell")
-    assert report.effect_cells(Interval(*[float("nan")] * 3)) == ("undefined", "–", "cannot tell")
+    assert tables.effect_cells(Interval(0.05, 0.01, 0.09)) == ("+5.00", "[1.00, 9.00]", "holds here")
+    assert tables.effect_cells(None) == ("not run", "–", "cannot tell")
+    assert tables.effect_cells(Interval(*[float("nan")] * 3)) == ("undefined", "–", "cannot tell")
 
 
 def test_scores_that_are_gone_name_the_notebooks(smoke, tmp_path, monkeypatch):
     monkeypatch.setenv("USAM_DATA", str(tmp_path / "data"))
-    record(smoke, seed=0, miou=0.5)
+    row_of(smoke, seed=0, miou=0.5)
     with pytest.raises(UserError, match=r"scores of U-SAM, voc, are not in .*04_evaluate and 05_sam_clip"):
-        report.kept_scores(smoke, report.current_runs(smoke))
+        tables.stored_scores(smoke, tables.current_runs(smoke))
 
 
 def test_cost_of_a_notebook_replaces_the_one_before(smoke, capsys):
     for notebook in ("02_b", "01_a", "02_b"):
-        report.notebook_cost(smoke, notebook, time.perf_counter() - 5)
-    costs = report.read_costs(smoke)
+        tables.notebook_cost(smoke, notebook, time.perf_counter() - 5)
+    costs = tables.read_costs(smoke)
     assert costs["notebook"].tolist() == ["01_a", "02_b"] and (costs["seconds"].round() == 5).all()
     assert capsys.readouterr().out.startswith("5 s, peak memory ")

@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from usam import paths, run
+from usam import cli, paths
 from usam.errors import UserError
 
 SCRIPT = paths.ROOT / "run_all.sh"
@@ -32,11 +32,11 @@ def write(house: Path, name: str, *cells: str, tags: tuple[str, ...] = ("paramet
     nbformat.write(content, house / "notebooks" / f"{name}.ipynb")
 
 
-def plan(house: Path, inputs: tuple[Path, ...] = (), **parameters: object) -> list[run.Job]:
-    return run.plan(house / "notebooks", house / "results", {"profile": "tiny"} | parameters, inputs)
+def plan(house: Path, inputs: tuple[Path, ...] = (), **parameters: object) -> list[cli.Job]:
+    return cli.plan(house / "notebooks", house / "results", {"profile": "tiny"} | parameters, inputs)
 
 
-def names(jobs: list[run.Job]) -> list[str]:
+def names(jobs: list[cli.Job]) -> list[str]:
     return [job.notebook.stem for job in jobs]
 
 
@@ -46,10 +46,10 @@ def test_order_and_choice(house):
     write(house, "05_by_hand", usam={"interactive": True})
     jobs = plan(house)
     assert names(jobs) == ["00_a", "02_b", "10_last"]
-    assert names(run.choose(jobs, only="02")) == ["02_b"]
-    assert names(run.choose(jobs, start="02")) == ["02_b", "10_last"]
+    assert names(cli.choose(jobs, only="02")) == ["02_b"]
+    assert names(cli.choose(jobs, start="02")) == ["02_b", "10_last"]
     with pytest.raises(UserError, match="no notebook 05: there are 00, 02, 10"):
-        run.choose(jobs, only="05")
+        cli.choose(jobs, only="05")
 
 
 def test_unknown_parameter_or_no_parameters_cell_stops_before_execution(house):
@@ -86,19 +86,19 @@ def test_executes_then_reuses_then_executes_what_changed(house, capsys):
     write(house, "01_b", "import os, sys\nprint(os.getcwd(), sys.executable)")
 
     def go(**options: bool) -> list[bool]:
-        run.run(plan(house, seed=3), house, data, **options)
+        cli.run(plan(house, seed=3), house, data, **options)
         return ["reused" in line for line in capsys.readouterr().out.splitlines()]
 
     assert go() == [False, False]
     first, second = (nbformat.read(job.output, 4) for job in plan(house, seed=3))
     assert first.cells[-1].outputs[0].text == "tiny 3\n"
-    assert second.cells[-1].outputs[0].text == f"{house} {run.sys.executable}\n"
+    assert second.cells[-1].outputs[0].text == f"{house} {sys.executable}\n"
     assert str(house) not in str([first.metadata, second.metadata])
     assert go() == [True, True]
     write(house, "01_b", "changed = True")
     assert go() == [True, False]
     data.rmdir()  # the notebooks look finished, but what they made is gone
-    assert not any(run.is_valid(job, data) for job in plan(house, seed=3))
+    assert not any(cli.is_valid(job, data) for job in plan(house, seed=3))
 
 
 def test_deleted_results_are_made_again(house):
@@ -106,18 +106,18 @@ def test_deleted_results_are_made_again(house):
     write(house, "00_a", f"from pathlib import Path\nPath({str(out.parent)!r}).mkdir(exist_ok=True)")
     write(house, "01_b", f"open({str(out)!r}, 'w').write('1')")
     for _ in range(2):
-        run.run(plan(house), house, house / "data")
-        assert [run.is_valid(job, house / "data") for job in plan(house)] == [True, True]
+        cli.run(plan(house), house, house / "data")
+        assert [cli.is_valid(job, house / "data") for job in plan(house)] == [True, True]
         out.unlink()
-        assert [run.is_valid(job, house / "data") for job in plan(house)] == [True, False]
+        assert [cli.is_valid(job, house / "data") for job in plan(house)] == [True, False]
 
 
 def test_progress_bars_leave_their_last_state_only(house):
     bar = "import sys\nfor k in range(30):\n    print(f'\\r{k} of 29', end='', file=sys.stderr, flush=True)\n"
     write(house, "00_a", bar + "    if k % 10 == 0: print('line', k, flush=True)")
     job = plan(house)[0]
-    run.execute(job, house, house / "data")
-    outputs = sorted((o.name, o.text.strip()) for cell in run.read(job.output).cells for o in cell.get("outputs", []))
+    cli.execute(job, house, house / "data")
+    outputs = sorted((o.name, o.text.strip()) for cell in cli.read(job.output).cells for o in cell.get("outputs", []))
     assert outputs == [("stderr", "29 of 29"), ("stdout", "line 0\nline 10\nline 20")]
 
 
@@ -125,9 +125,9 @@ def test_failing_cell_leaves_no_finished_notebook(house, monkeypatch, capsys):
     write(house, "00_a", "from usam.errors import UserError", "raise UserError('no images: run 01')")
     monkeypatch.setattr(paths, "NOTEBOOKS", house / "notebooks")
     monkeypatch.setenv("USAM_RESULTS", str(house / "results"))
-    monkeypatch.setattr(run.profiles, "load", lambda name, seed=None: None)
-    monkeypatch.setattr(run, "inputs", lambda name: [])
-    assert run.main(["--profile", "tiny", "--seed", "1"]) == 1
+    monkeypatch.setattr(cli.profiles, "load", lambda name, seed=None: None)
+    monkeypatch.setattr(cli, "inputs", lambda name: [])
+    assert cli.main(["--profile", "tiny", "--seed", "1"]) == 1
     said = capsys.readouterr().err
     assert "usam: 00_a.ipynb, cell In [4]: no images: run 01\n" in said and "--from 00" in said
     assert [p.name for p in (house / "results" / "tiny" / "notebooks").iterdir()] == ["00_a.partial.ipynb"]
@@ -166,18 +166,18 @@ def test_ctrl_c_in_a_cell_is_one_line_and_keeps_what_is_finished(house):
 
 
 def test_command_line_errors(capsys):
-    assert run.main(["--profile", "nowhere"]) == 1
+    assert cli.main(["--profile", "nowhere"]) == 1
     assert capsys.readouterr().err.startswith("usam: no profile 'nowhere': choose one of ")
     for wrong in (["--only", "x"], ["--only", "1", "--from", "2"], ["--sed", "x"]):
         with pytest.raises(SystemExit) as stop:
-            run.main(wrong)
+            cli.main(wrong)
         assert stop.value.code == 2
 
 
 def test_summary_prints_tables(tmp_path):
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "1.md").write_text("| mIoU |\n")
-    said = run.summary(tmp_path, 61.4)
+    said = cli.summary(tmp_path, 61.4)
     assert "| mIoU |" in said and "61 s in all" in said and said.endswith(f"results: {tmp_path}")
 
 

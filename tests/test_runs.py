@@ -4,7 +4,6 @@ import os
 import re
 import shutil
 import subprocess
-import types
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -13,10 +12,13 @@ import pandas as pd
 import pytest
 import torch
 
-from usam import paths, runs
+from usam import machine, paths
+from usam.config import HeadConfig
 from usam.errors import UserError
-from usam.profiles import HeadConfig
-from usam.runs import record, stage_key, write_atomically
+from usam.files import check_disk, write_atomically
+from usam.method.training import seed_everything
+from usam.pipeline import cache
+from usam.pipeline.records import record
 
 RUN = dict(profile="mini", dataset="voc", split="test", source="web", method="U-SAM", seed=0, parameters={"a": 10})
 
@@ -29,9 +31,9 @@ def rewrite(file: Path, content: str) -> None:
 
 
 def test_key_is_16_hex_digits_and_the_same_for_the_same_parameters():
-    key = stage_key({"b": [1, 2], "a": HeadConfig()})
+    key = cache.key({"b": [1, 2], "a": HeadConfig()})
     assert re.fullmatch("[0-9a-f]{16}", key)
-    assert key == stage_key({"a": HeadConfig(), "b": (1, 2)})
+    assert key == cache.key({"a": HeadConfig(), "b": (1, 2)})
 
 
 def test_key_changes_with_every_parameter():
@@ -47,30 +49,39 @@ def test_key_changes_with_every_parameter():
         None,
         [],
     ]
-    assert len({stage_key(v) for v in values}) == len(values)
+    assert len({cache.key(v) for v in values}) == len(values)
 
 
 def test_key_changes_with_the_content_of_files_alone(tmp_path):
     one, other = tmp_path / "one.bin", tmp_path / "other.bin"
     one.write_text("weights")
     other.write_text("weights")
-    key = stage_key(1, files=(one,))
-    assert key == stage_key(1, files=(other,)) != stage_key(1)
+    key = cache.key(1, files=(one,))
+    assert key == cache.key(1, files=(other,)) != cache.key(1)
     rewrite(one, "weights")  # touched, not changed
-    assert stage_key(1, files=(one,)) == key
+    assert cache.key(1, files=(one,)) == key
     rewrite(one, "Weights")
-    assert stage_key(1, files=(one,)) != key
-    assert stage_key(1, files=(one, other)) != stage_key(1, files=(other, one))
+    assert cache.key(1, files=(one,)) != key
+    assert cache.key(1, files=(one, other)) != cache.key(1, files=(other, one))
 
 
-def test_key_changes_with_code(tmp_path):
-    module = types.ModuleType("stage")
-    module.__file__ = str(tmp_path / "stage.py")
-    Path(module.__file__).write_text("k = 1\n")
-    key = stage_key(1, (module,))
-    assert key == stage_key(1, (module,))
-    rewrite(Path(module.__file__), "k = 2\n")
-    assert stage_key(1, (module,)) != key
+def test_key_changes_with_what_code_does_and_not_with_what_it_says(tmp_path):
+    file = tmp_path / "stage.py"
+    file.write_text('"""A stage."""\n\n\ndef double(x):\n    """Twice x."""\n    return 2 * x  # twice\n')
+    key = cache.key(1, [tmp_path])
+    assert key == cache.key(1, [tmp_path]) != cache.key(1)
+    rewrite(file, "def double(x):\n    # two times\n    return 2 * x\n")
+    assert cache.key(1, [tmp_path]) == key
+    rewrite(file, "def double(x):\n    return 3 * x\n")
+    assert cache.key(1, [tmp_path]) != key
+    rewrite(file, "def double(x):\n    return 2 * x\n")
+    (tmp_path / "other.py").write_text("k = 1\n")
+    assert cache.key(1, [tmp_path]) != key
+
+
+def test_a_number_sign_inside_text_is_no_comment():
+    assert cache.without_prose('a = "#1"  # one\n') == 'a = "#1"'
+    assert cache.without_prose('"""Said."""\nb = """\n# kept\n"""\n') == 'b = """\n# kept\n"""'
 
 
 def table(file: Path) -> pd.DataFrame:
@@ -143,7 +154,7 @@ def test_failed_write_leaves_the_old_content(tmp_path, monkeypatch, step):
     if step == "write":
         monkeypatch.setattr(Path, "write_bytes", full)
     else:
-        monkeypatch.setattr(runs.os, "replace", full)
+        monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match=r"cannot write .*runs\.csv: No space left on device; free"):
         write_atomically(file, "new")
     assert file.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["runs.csv"]
@@ -152,7 +163,7 @@ def test_failed_write_leaves_the_old_content(tmp_path, monkeypatch, step):
 @pytest.mark.skipif(shutil.which("git") is None, reason="needs git")
 def test_commit(tmp_path, monkeypatch):
     monkeypatch.setattr(paths, "ROOT", tmp_path)
-    assert runs.commit() == "unknown"
+    assert machine.commit() == "unknown"
 
     def git(*words: str) -> str:
         who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
@@ -162,36 +173,36 @@ def test_commit(tmp_path, monkeypatch):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "file").write_text("one")
     git("init", "-q")
-    assert runs.commit() == "unknown"  # nothing committed yet
+    assert machine.commit() == "unknown"  # nothing committed yet
     git("add", ".")
     git("commit", "-qm", "first")
-    clean = runs.commit()
+    clean = machine.commit()
     assert re.fullmatch("[0-9a-f]{12}", clean) and git("rev-parse", "HEAD").startswith(clean)
     (tmp_path / "results" / "file").write_text("two")  # results are written by every run
-    assert runs.commit() == clean
+    assert machine.commit() == clean
     (tmp_path / "usam" / "file").write_text("two")
-    assert runs.commit() == f"{clean}+"
+    assert machine.commit() == f"{clean}+"
 
 
 def test_seed_everything_repeats():
     draws = []
     for _ in range(2):
-        order = runs.seed_everything(5)
+        order = seed_everything(5)
         draws.append((torch.rand(3).tolist(), torch.randperm(9, generator=order).tolist()))
     assert draws[0] == draws[1]
-    runs.seed_everything(6)
+    seed_everything(6)
     assert torch.rand(3).tolist() != draws[0][0]
 
 
 def test_cost_of_a_block():
-    with runs.timed() as cost:
+    with machine.timed() as cost:
         assert not cost
         sum(range(10**6))
     assert 0 < cost["seconds"] < 60 and 0.01 < cost["peak_gib"] < 1000
 
 
 def test_disk_is_checked_early(tmp_path):
-    runs.check_disk(tmp_path / "new", 1e-6)
+    check_disk(tmp_path / "new", 1e-6)
     assert (tmp_path / "new").is_dir()
     with pytest.raises(UserError, match=r"GiB free, about 1000000000\.0 are needed"):
-        runs.check_disk(tmp_path, 1e9)
+        check_disk(tmp_path, 1e9)

@@ -1,5 +1,6 @@
 """Tokens and masks against `transformers`' own SAM with the same weights; geometry and precision."""
 
+import copy
 import re
 from types import SimpleNamespace
 
@@ -12,12 +13,15 @@ from torch import Tensor, nn
 from transformers import SamConfig as TheirConfig
 from transformers import SamModel
 
-from usam import decoder, encoder, rle, runs, sam
-from usam.profiles import SamConfig
-from usam.sam import Extractor, decode, encode, load_sam, point_grid, to_image_size
+from usam import machine, paths
+from usam.config import SamConfig
+from usam.method import fast, sam
+from usam.method.fast import FusedAttention, by_channels, by_mask, fuse_attention
+from usam.method.masks import masks_to_rle, point_grid, rle_to_masks, to_image_size
+from usam.method.sam import Extractor, load_sam
 
-SMALL = "usam.mini.sam:build_sam"
-WEIGHTS = "usam/mini/weights/sam.safetensors"
+SMALL = "miniature.sam:build_sam"
+WEIGHTS = "miniature/weights/sam.safetensors"
 
 
 NEEDS_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="ViT-H in float32 wants a GPU")
@@ -36,12 +40,12 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def extractor(model: Sam, **settings: object) -> Extractor:
-    return Extractor(SamConfig(model=SMALL, checkpoint=WEIGHTS, **settings), sam=model)
+    return Extractor(copy.deepcopy(model), SamConfig(model=SMALL, checkpoint=WEIGHTS, **settings))
 
 
 @pytest.fixture(scope="module")
 def trained() -> Sam:
-    return load_sam(SamConfig(model=SMALL, checkpoint=WEIGHTS))
+    return load_sam(SMALL, paths.ROOT / WEIGHTS)
 
 
 # -- parity with transformers -------------------------------------------------------------------------------------
@@ -147,22 +151,22 @@ def their_answer(theirs: SamModel, points: Tensor, **image: Tensor) -> tuple[Ten
 
 
 @pytest.mark.parametrize("which", ["vit", "small, trained"])
-def test_parity_with_transformers(which, trained):
+def test_parity_with_transformers(dataset_name, trained):
     image, size = picture(150, 260), (74, 128)  # 150 x 260 into a square of 128: 73.8 rows
-    ours, theirs = random_vit() if which == "vit" else small_pair(trained)
+    ours, theirs = random_vit() if dataset_name == "vit" else small_pair(trained)
     points = point_grid((150, 260), 10)
     extract = extractor(ours)
-    logits, iou, tokens, inner = extract.decode(image, points)
+    logits, iou, tokens, inner = extract.four_masks(image, points)
     assert inner == size and logits.shape[:2] == (100, 4) and tokens.shape == (100, 4, 256)
     scaled = torch.tensor(points * np.float32([128 / 260, 74 / 150]))
     pixels = extract._pixels(extract.prepare(image).pixels)[None]
-    given = dict(pixel_values=pixels) if which == "vit" else dict(image_embeddings=ours.image_encoder(pixels))
+    given = dict(pixel_values=pixels) if dataset_name == "vit" else dict(image_embeddings=ours.image_encoder(pixels))
     for name, a, b in zip(
         ("logits", "iou", "tokens"), (logits, iou, tokens), their_answer(theirs, scaled, **given), strict=True
     ):
         assert a.shape == b.shape and b.std() > 1e-3
         difference, scale = (a - b).abs().max().item(), b.abs().max().item()
-        print(f"{which}: {name} differ by at most {difference:.1e} of {scale:.3g} ({difference / scale:.1e})")
+        print(f"{dataset_name}: {name} differ by at most {difference:.1e} of {scale:.3g} ({difference / scale:.1e})")
         assert difference <= 1e-3 * scale
     assert (tokens[0] - tokens[99]).abs().max() > 1e-2  # the points matter
 
@@ -176,7 +180,7 @@ SIZES_OF = {
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_b", pytest.param("vit_h", marks=NEEDS_GPU)])
 def test_parity_with_transformers_at_full_size(name):
-    device = runs.device()
+    device = machine.device()
     torch.manual_seed(0)
     ours = sam.build_sam(name).eval()
     for parameter in ours.parameters():
@@ -187,8 +191,8 @@ def test_parity_with_transformers_at_full_size(name):
     theirs.load_state_dict(converted(ours))
     theirs.eval().to(device)
     image, points = picture(375, 500), point_grid((375, 500), 10)  # 768 x 1024 in SAM's square
-    exact = Extractor(SamConfig(model=name), device, ours.to(device))
-    found = exact.decode(image, points)
+    exact = Extractor(copy.deepcopy(ours), SamConfig(model=name, precision="float32"), device)
+    found = exact.four_masks(image, points)
     pixels = exact._pixels(exact.prepare(image).pixels)[None]
     scaled = torch.tensor(points * np.float32(1024 / 500), device=device)
     for word, a, b in zip(
@@ -197,7 +201,9 @@ def test_parity_with_transformers_at_full_size(name):
         difference, scale = (a - b).abs().max().item(), b.abs().max().item()
         print(f"{name}: {word} differ by at most {difference:.1e} of {scale:.3g} ({difference / scale:.1e})")
         assert a.shape == b.shape and b.std() > 1e-3 and difference <= 1e-3 * scale
-    rough = Extractor(SamConfig(model=name, precision="bfloat16"), device, ours).decode(image, points)
+    rough = Extractor(copy.deepcopy(ours), SamConfig(model=name, precision="bfloat16"), device).four_masks(
+        image, points
+    )
     cosine = torch.cosine_similarity(found[2].flatten(1), rough[2].flatten(1))
     print(f"{name}: bfloat16 against float32, smallest cosine of tokens {cosine.min():.6f}")
     assert cosine.min() >= 0.999
@@ -206,7 +212,7 @@ def test_parity_with_transformers_at_full_size(name):
     for one, other in zip(together, alone, strict=True):
         a, b = one.tokens.astype(np.float32), other.tokens.astype(np.float32)
         assert np.abs(a - b).max() <= 2e-3 * np.abs(b).max()  # stored in half precision
-        assert (decode(one.masks) == decode(other.masks)).mean() > 0.999
+        assert (rle_to_masks(one.masks) == rle_to_masks(other.masks)).mean() > 0.999
 
 
 def test_input_is_what_segment_anything_makes_of_an_image(trained):
@@ -230,7 +236,7 @@ def test_input_is_what_segment_anything_makes_of_an_image(trained):
 @pytest.mark.parametrize("prompts", [3, 30])
 def test_decoder_takes_several_images_at_once(trained, prompts, monkeypatch):
     """With more prompts than fit at once, with several images that do, and with a chosen mask."""
-    monkeypatch.setitem(decoder.PROMPTS, "cpu", 8)
+    monkeypatch.setitem(fast.PROMPTS, "cpu", 8)
     torch.manual_seed(0)
     ours = trained.mask_decoder
     features, (positions, none) = torch.randn(5, 256, 7, 5), torch.randn(2, 1, 256, 7, 5)
@@ -240,27 +246,27 @@ def test_decoder_takes_several_images_at_once(trained, prompts, monkeypatch):
         return iou.argmin(-1, keepdim=True)
 
     with torch.inference_mode():
-        logits, *others = decoder.decode(ours, features, positions, sparse, none, choose)
+        logits, *others = fast.decode_prompts(ours, features, positions, sparse, none, choose)
         assert logits.shape == (5, prompts, 1, 28, 20)
-        nothing, *same = decoder.decode(ours, features, positions, sparse, none, None)
+        nothing, *same = fast.decode_prompts(ours, features, positions, sparse, none, None)
         assert nothing is None and all(torch.equal(a, b) for a, b in zip(others, same, strict=True))
         for k in range(5):
-            whole, iou, tokens = decoder.decode(ours, features[k : k + 1], positions, sparse[k : k + 1], none, ALL)
+            whole, iou, tokens = fast.decode_prompts(ours, features[k : k + 1], positions, sparse[k : k + 1], none, ALL)
             torch.testing.assert_close(others[0][k], iou[0], rtol=1e-4, atol=1e-5)
             torch.testing.assert_close(others[1][k], tokens[0], rtol=1e-4, atol=1e-4)
             worst = iou[0].argmin(-1)
             torch.testing.assert_close(logits[k, :, 0], whole[0][torch.arange(prompts), worst], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("attend", [encoder.by_mask, encoder.by_channels])
+@pytest.mark.parametrize("attend", [by_mask, by_channels])
 def test_fused_attention_is_segment_anythings_own(attend, monkeypatch):
-    monkeypatch.setattr(encoder, "by_mask", attend)
+    monkeypatch.setattr(fast, "by_mask", attend)
     ours, _ = random_vit()
     pixels = torch.randn(2, 3, 128, 128)
     with torch.inference_mode():
         before = ours.image_encoder(pixels)
-        encoder.fuse(ours.image_encoder)
-        assert any(isinstance(m, encoder.FusedAttention) for m in ours.image_encoder.modules())
+        fuse_attention(ours.image_encoder)
+        assert any(isinstance(m, FusedAttention) for m in ours.image_encoder.modules())
         after = ours.image_encoder(pixels)
     assert (before - after).abs().max() < 1e-5 * before.abs().max()
 
@@ -281,8 +287,8 @@ def test_point_grid_by_hand():
 def test_many_prompts_in_one_call_equal_one_by_one(trained):
     image, points = picture(90, 128), point_grid((90, 128), 3)
     extract = extractor(trained)
-    together = extract.decode(image, points)[:3]
-    alone = [extract.decode(image, point[None])[:3] for point in points]
+    together = extract.four_masks(image, points)[:3]
+    alone = [extract.four_masks(image, point[None])[:3] for point in points]
     for many, ones in zip(together, zip(*alone, strict=True), strict=True):
         torch.testing.assert_close(many, torch.cat(ones), rtol=1e-4, atol=1e-4)
 
@@ -292,16 +298,16 @@ def test_embeddings_are_what_the_decoder_says(trained, choice):
     image = picture(192, 256)  # 96 x 128 of the input, 48 x 64 of the masks
     extract = extractor(trained, points_per_side=4, mask_choice=choice)
     found = extract(image)
-    logits, iou, tokens, _ = extract.decode(image, point_grid((192, 256), 4))
+    logits, iou, tokens, _ = extract.four_masks(image, point_grid((192, 256), 4))
     assert found.image_size == (192, 256) and found.extent == (48.0, 64.0)
     assert found.tokens.shape == (16, 4, 256) and found.tokens.dtype == np.float16
     np.testing.assert_array_equal(found.tokens, tokens.half().numpy())
-    masks = decode(found.masks)
+    masks = rle_to_masks(found.masks)
     assert masks.shape == (16, 48, 64) and 0.01 < masks.mean() < 0.99 and found.iou.dtype == np.float32
     for i in range(16):
-        which = 0 if choice == "single" else 1 + int(np.argmax(iou[i, 1:].numpy()))
-        assert found.iou[i] == iou[i, which]
-        np.testing.assert_array_equal(masks[i], logits[i, which, :48].numpy() > 0)
+        dataset_name = 0 if choice == "single" else 1 + int(np.argmax(iou[i, 1:].numpy()))
+        assert found.iou[i] == iou[i, dataset_name]
+        np.testing.assert_array_equal(masks[i], logits[i, dataset_name, :48].numpy() > 0)
 
 
 @pytest.mark.parametrize("prompts", [1, 26])
@@ -320,7 +326,7 @@ def test_decoder_says_what_segment_anythings_own_says(trained, prompts):
         sparse = torch.randn(prompts, 2, width)
         with torch.inference_mode(), sam.captured_tokens(SimpleNamespace(mask_decoder=ours)) as tokens:
             logits, iou = ours.predict_masks(features, positions, sparse, none.expand(prompts, -1, -1, -1))
-            found = decoder.decode(ours, features, positions, sparse[None], none, ALL)
+            found = fast.decode_prompts(ours, features, positions, sparse[None], none, ALL)
         for said, theirs in zip(found, (logits, iou, tokens[0]), strict=True):
             assert said[0].shape == theirs.shape
             assert (said[0] - theirs).abs().max() < 2e-5 * theirs.abs().max()
@@ -336,7 +342,7 @@ def test_hook_is_removed_even_after_an_error(trained):
 
 def test_bfloat16_stays_close_to_float32(trained):
     image, points = picture(192, 256), point_grid((192, 256), 10)
-    exact, rough = (extractor(trained, precision=p).decode(image, points) for p in ("float32", "bfloat16"))
+    exact, rough = (extractor(trained, precision=p).four_masks(image, points) for p in ("float32", "bfloat16"))
     assert all(value.dtype == torch.float32 for value in rough[:3])
     assert not torch.equal(exact[2], rough[2])  # the setting does something
     cosine = torch.cosine_similarity(exact[2].flatten(1), rough[2].flatten(1))
@@ -349,9 +355,9 @@ def test_bfloat16_stays_close_to_float32(trained):
 def test_strips_and_tiny_images(trained, size):
     found = extractor(trained, points_per_side=3)(picture(*size))
     assert found.image_size == size and np.isfinite(found.tokens).all()
-    height, width = decode(found.masks).shape[1:]
+    height, width = rle_to_masks(found.masks).shape[1:]
     assert (height, width) == tuple(np.ceil(found.extent)) and max(height, width) == 64
-    assert to_image_size(decode(found.masks), found.extent, size).shape == (9, *size)
+    assert to_image_size(rle_to_masks(found.masks), found.extent, size).shape == (9, *size)
 
 
 # -- many images --------------------------------------------------------------------------------------------------
@@ -371,7 +377,7 @@ def test_a_stream_is_image_by_image_whatever_the_batch(trained, batch, per_core)
         assert (one.image_size, one.extent) == (SIZES[k], alone.extent)
         np.testing.assert_allclose(one.tokens.astype(float), alone.tokens.astype(float), atol=0.02, rtol=0.01)
         np.testing.assert_allclose(one.iou, alone.iou, atol=1e-4)
-        ours, theirs = decode(one.masks), decode(alone.masks)
+        ours, theirs = rle_to_masks(one.masks), rle_to_masks(alone.masks)
         assert ours.shape == theirs.shape and (ours == theirs).mean() > 0.999
 
 
@@ -419,21 +425,13 @@ def test_an_extractor_leaves_the_model_that_it_is_given_alone(trained):
 @pytest.mark.parametrize("shape", [(5, 7, 11), (1, 64, 64), (3, 1, 64), (0, 4, 4)])
 def test_encode_and_decode_are_inverse(shape):
     masks = np.random.default_rng(0).random(shape) < 0.5
-    rles = encode(masks)
-    assert len(rles) == len(masks) and decode(rles).dtype == bool
+    rles = masks_to_rle(masks)
+    assert len(rles) == len(masks) and rle_to_masks(rles).dtype == bool
     assert all(tuple(rle["size"]) == shape[1:] for rle in rles)
     np.testing.assert_array_equal(rle_codec.area(rles) if rles else [], masks.sum((1, 2)))
     if rles:
-        np.testing.assert_array_equal(decode(rles), masks)
-    assert len(decode(rles)) == len(masks)
-
-
-@pytest.mark.parametrize("shape", [(5, 7, 11), (1, 64, 64), (3, 1, 64), (4, 1, 1), (0, 4, 4), (20, 150, 256)])
-@pytest.mark.parametrize("share", [0, 0.001, 0.5, 1])
-def test_masks_encoded_together_are_what_pycocotools_writes(shape, share):
-    masks = torch.rand(shape, generator=torch.Generator().manual_seed(0)) < share
-    together, one_by_one = rle.encode_together(masks), encode(masks.numpy())
-    assert [(r["size"], r["counts"]) for r in together] == [(r["size"], r["counts"]) for r in one_by_one]
+        np.testing.assert_array_equal(rle_to_masks(rles), masks)
+    assert len(rle_to_masks(rles)) == len(masks)
 
 
 def test_to_image_size_by_hand():

@@ -9,12 +9,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from miniature.sam import build_sam as build_small
+from usam.config import SamConfig
 from usam.errors import UserError
-from usam.mini.sam import build_sam as build_small
-from usam.profiles import SamConfig
-from usam.sam import build_sam, load_sam
+from usam.method.sam import build_sam, load_sam
 
-SMALL = "usam.mini.sam:build_sam"
+SMALL = "miniature.sam:build_sam"
 
 
 def refused(path: Path, message: str, model: str = SMALL) -> None:
@@ -103,7 +103,7 @@ def test_weights_of_another_model(tmp_path, weights):
         refused(tmp_path / f"{i}.pth", "does not hold the weights of")
 
 
-@pytest.mark.parametrize("model", ["vit_x", "", "usam.nowhere:sam", "usam.mini.sam:nothing", "math:pi", ".sam:build"])
+@pytest.mark.parametrize("model", ["vit_x", "", "usam.nowhere:sam", "miniature.sam:nothing", "math:pi", ".sam:build"])
 def test_unknown_model(model):
     with pytest.raises(UserError, match=f"sam.model '{re.escape(model)}': not vit_h, vit_l, vit_b, nor"):
         build_sam(model)

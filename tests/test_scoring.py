@@ -1,14 +1,16 @@
 """Scoring: what is computed once, what is computed again, and what stands in runs.csv."""
 
+import os
 import shutil
 
 import pandas as pd
 import pytest
 from PIL import Image
 
-from usam import evaluation, paths, runs, scoring, stages
+from usam import paths
+from usam.config import Profile
 from usam.errors import UserError
-from usam.profiles import Profile
+from usam.pipeline import scoring, stages
 
 
 @pytest.fixture
@@ -24,7 +26,7 @@ def test_a_score_is_kept_image_by_image_and_not_computed_again(tiny, results, mo
     assert (row["miou"], row["map50"]) == pytest.approx((first.miou, first.map50), nan_ok=True)
     assert first.confusion.shape == (2, 3, 3)  # test images, two classes and background
     results.unlink()
-    monkeypatch.setattr(evaluation, "evaluate", None)
+    monkeypatch.setattr(scoring, "evaluate", None)
     again = scoring.score(tiny, "voc", "web", 0)
     assert (again.confusion == first.confusion).all()
     pd.testing.assert_series_equal(pd.read_csv(results).iloc[0], row)  # with the time and commit of its making
@@ -73,7 +75,7 @@ def test_a_full_disk_is_one_line(tiny, results, monkeypatch):
     def full(*_args, **_options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(runs.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match=r"cannot write .*npz: No space left on device"):
         scoring.score(tiny, "voc", "web", 0)
 

@@ -12,12 +12,13 @@ from diffusers import DDPMScheduler, StableDiffusionPipeline
 from sklearn.neighbors import NearestNeighbors
 from transformers import CLIPModel, CLIPProcessor
 
-from usam import generate, profiles
-from usam.classes import COCO, SUPERCLASSES, VOC, prompt
+from miniature import world
+from miniature.training import clip, diffusion, judge, loop, pictures
+from usam import profiles
+from usam.config import GenerateConfig, SourceConfig
+from usam.data import generate
+from usam.data.class_names import COCO, SUPERCLASSES, VOC, prompt
 from usam.errors import UserError
-from usam.mini import world
-from usam.mini.training import clip, diffusion, judge, loop, pictures
-from usam.profiles import GenerateConfig, SourceConfig
 
 
 @pytest.fixture(scope="module")

@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from usam.mini.sam import build_sam
-from usam.mini.training import batches, train
+from miniature.sam import build_sam
+from miniature.training import batches, train
 
 
 def test_click_targets_of_a_drawing_by_hand():

@@ -6,11 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from usam import crawl, generate, hub, images, paths, profiles, runs, scoring, stages
+from usam import paths, profiles
+from usam.config import CrawlConfig, GenerateConfig, Profile, SourceConfig
+from usam.data import crawl, generate, huggingface, image_files
+from usam.data.generate import image_seed
 from usam.errors import UserError
-from usam.generate import image_seed
-from usam.profiles import CrawlConfig, GenerateConfig, Profile, SourceConfig
-from usam.sources import collect, source_key
+from usam.files import read_csv
+from usam.pipeline import scoring, stages
+from usam.pipeline.training_images import collect, source_key
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def both(tmp_path: Path, monkeypatch, model) -> Profile:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     crawl = CrawlConfig(
-        api=f"http://127.0.0.1:{port}/v1/", allow_hosts=["127.0.0.1"], server="usam.mini.web:serve",
+        api=f"http://127.0.0.1:{port}/v1/", allow_hosts=["127.0.0.1"], server="miniature.web:serve",
         seconds_between_requests=0, seconds_between_api_requests=0,
     )  # fmt: skip
     smoke = profiles.load("smoke")
@@ -33,9 +36,9 @@ def both(tmp_path: Path, monkeypatch, model) -> Profile:
     return smoke.model_copy(update={"sources": sources, "datasets": {"voc": voc}})
 
 
-def with_source(profile: Profile, which: str, **changes) -> Profile:
-    changed = profile.sources[which].model_copy(update=changes)
-    return profile.model_copy(update={"sources": profile.sources | {which: changed}})
+def with_source(profile: Profile, dataset_name: str, **changes) -> Profile:
+    changed = profile.sources[dataset_name].model_copy(update=changes)
+    return profile.model_copy(update={"sources": profile.sources | {dataset_name: changed}})
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -54,13 +57,13 @@ def test_images_are_made_once_and_embedded_in_their_order(both, source, capsys):
     assert again.cost == made.cost and made.cost["images"] == 6 and made.cost["seconds"] > 0
     assert again.hit and again.key == made.key and again.table.equals(made.table) and files(made.folder) == before
     found = stages.embeddings(both, source)
-    first = images.read(made.folder / made.table["file"][0]).shape[:2]
+    first = image_files.read(made.folder / made.table["file"][0]).shape[:2]
     assert len(found) == 6 and tuple(found[0].image_size) == first
 
 
 def test_the_crawl_tells_what_it_threw_away_and_more_images_go_on(both):
     made = stages.training_images(both, "web")
-    manifest = runs.read_csv(made.folder / "manifest.csv")
+    manifest = read_csv(made.folder / "manifest.csv")
     assert {"kept", "rejected"} == set(manifest["status"])
     assert made.rejected["reason"].value_counts().to_dict() == {"HTTP 404": 2}  # the third place of each class
     more = stages.training_images(with_source(both, "web", per_class=9), "web")
@@ -84,14 +87,14 @@ def test_what_the_generator_threw_away_is_listed(both, monkeypatch):
 def test_the_papers_generator_and_crawler_go_through_the_same_lines(both, model, tmp_path):
     paper, small = profiles.load("paper").sources, both.sources
     changes = {"model": str(model), "size": 16, "steps": 3, "precision": "float32"}
-    drawn = paper["synthetic"].model_copy(update={"generate": paper["synthetic"].generate.model_copy(update=changes)})
-    assert drawn.per_class == 200 and drawn.generate.guidance == 7.5
-    web = small["web"].crawl
+    drawn = paper["synthetic"].model_copy(update={"settings": paper["synthetic"].settings.model_copy(update=changes)})
+    assert drawn.per_class == 200 and drawn.settings.guidance == 7.5
+    web = small["web"].settings
     changes = {
         key: getattr(web, key)
         for key in ("api", "allow_hosts", "server", "seconds_between_requests", "seconds_between_api_requests")
     }
-    found = paper["web"].model_copy(update={"crawl": paper["web"].crawl.model_copy(update=changes)})
+    found = paper["web"].model_copy(update={"settings": paper["web"].settings.model_copy(update=changes)})
     for name, source in (("synthetic", drawn), ("web", found)):
         made = collect(tmp_path, name, source.model_copy(update={"per_class": 4}), ["hot dog", "dog"][name == "web" :])
         assert len(made.table) == 4 * (1 + (name == "synthetic")) and made.cost["images"] == len(made.table)
@@ -101,21 +104,21 @@ def test_the_papers_generator_and_crawler_go_through_the_same_lines(both, model,
 def test_other_settings_are_other_images(both):
     folders = {
         stages.training_images(profile, "synthetic").folder
-        for profile in (both, with_source(both, "synthetic", generate=both.sources["synthetic"].generate.model_copy(
+        for profile in (both, with_source(both, "synthetic", settings=both.sources["synthetic"].settings.model_copy(
             update={"guidance": 1.0})))
     }  # fmt: skip
     assert len(folders) == 2
-    one, other = (images.read(folder / "car" / "0000.png") for folder in folders)
+    one, other = (image_files.read(folder / "car" / "0000.png") for folder in folders)
     assert one.shape == other.shape and not np.array_equal(one, other)
 
 
 def test_another_model_in_the_same_folder_is_another_state(both, model, tmp_path):
     copy = tmp_path / "copy"
-    for file in hub.model_files(str(model)):
+    for file in huggingface.model_files(str(model)):
         (copy / file.relative_to(model)).parent.mkdir(parents=True, exist_ok=True)
         (copy / file.relative_to(model)).write_bytes(file.read_bytes())
-    config = both.sources["synthetic"].generate.model_copy(update={"model": str(copy)})
-    other = with_source(both, "synthetic", generate=config)
+    config = both.sources["synthetic"].settings.model_copy(update={"model": str(copy)})
+    other = with_source(both, "synthetic", settings=config)
     first = scoring.state(other), source_key(other.sources["synthetic"])
     weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
@@ -124,7 +127,9 @@ def test_another_model_in_the_same_folder_is_another_state(both, model, tmp_path
 
 
 def test_a_finished_crawl_rests(both, monkeypatch):
-    short = with_source(both, "web", crawl=both.sources["web"].crawl.model_copy(update={"candidates_per_image": 1}))
+    short = with_source(
+        both, "web", settings=both.sources["web"].settings.model_copy(update={"candidates_per_image": 1})
+    )
     made = stages.training_images(short, "web")
     assert len(made.table) == 4  # the third candidate of each class is missing
     with monkeypatch.context() as offline:
@@ -141,8 +146,8 @@ def test_a_folder_of_one_s_own_that_changed_is_read_again(both, tmp_path):
     for name in ("car", "dog"):
         for k in range(2):
             noise = np.random.default_rng([k, ord(name[0])]).integers(0, 256, (80, 80, 3), np.uint8)
-            images.save(tmp_path / "mine" / name / f"{k}.png", noise, {})
-    mine = with_source(both, "web", crawl=CrawlConfig(source=str(tmp_path / "mine")), per_class=2)
+            image_files.save(tmp_path / "mine" / name / f"{k}.png", noise, {})
+    mine = with_source(both, "web", settings=CrawlConfig(source=str(tmp_path / "mine")), per_class=2)
     before = stages.training_images(mine, "web")
     assert len(before.table) == 4
     (tmp_path / "mine" / "dog" / "1.png").unlink()
@@ -173,13 +178,13 @@ def test_a_cost_is_noted_even_when_the_run_fails(both, monkeypatch):
 
 @pytest.mark.parametrize("api", ["http://127.0.0.1/v1/", "http://127.0.0.1:99999/v1/"])
 def test_a_server_needs_a_port(both, api):
-    config = both.sources["web"].crawl.model_copy(update={"api": api})
+    config = both.sources["web"].settings.model_copy(update={"api": api})
     with pytest.raises(UserError, match="name its port"):
-        stages.training_images(with_source(both, "web", crawl=config), "web")
+        stages.training_images(with_source(both, "web", settings=config), "web")
 
 
 def test_a_port_that_is_taken_is_one_line(both):
-    port = int(both.sources["web"].crawl.api.split(":")[2].split("/")[0])
+    port = int(both.sources["web"].settings.api.split(":")[2].split("/")[0])
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
         other.listen()

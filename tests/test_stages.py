@@ -7,9 +7,13 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from usam import images, paths, runs, stages, training
+from usam import paths
+from usam.config import Profile
 from usam.errors import UserError
-from usam.profiles import Profile
+from usam.files import writing
+from usam.method import training
+from usam.pipeline import stages
+from usam.registry import source_folder
 
 
 def with_data(profile: Profile, **changes) -> Profile:
@@ -96,7 +100,7 @@ def test_pictures_of_a_real_set_that_were_replaced_are_embedded_again(tiny):
 def test_unknown_maker():
     for name, said in (("math:pi", "is no function"), ("math:none", "cannot be imported"), ("none", "cannot be")):
         with pytest.raises(UserError, match=said):
-            images.sources_of(name)
+            source_files(name)
 
 
 def test_full_disk_is_one_line(tiny, monkeypatch):
@@ -107,7 +111,7 @@ def test_full_disk_is_one_line(tiny, monkeypatch):
     monkeypatch.setattr(stages, "save", full)
     with pytest.raises(UserError, match=r"cannot write .*heads.*: No space left on device; free some disk space"):
         stages.heads(tiny, "voc", "web", 0)
-    with pytest.raises(UserError, match="cannot write"), runs.writing(paths.data()):
+    with pytest.raises(UserError, match="cannot write"), writing(paths.data()):
         full()
 
 

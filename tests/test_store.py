@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from usam import paths, store
+from usam import paths
 from usam.errors import UserError
-from usam.sam import MaskEmbeddings, decode, encode, point_grid
-from usam.store import SHARD, EmbeddingStore, build
+from usam.method.masks import MaskEmbeddings, masks_to_rle, point_grid, rle_to_masks
+from usam.pipeline.embedding_store import SHARD, EmbeddingStore, build
 
 COUNT = 130  # two full shards of 64 and one of 2
 
@@ -26,7 +26,7 @@ def embedding(k: int) -> MaskEmbeddings:
     rng = np.random.default_rng(k)
     tokens, masks = rng.normal(0, 1, (4, 4, 256)).astype(np.float16), rng.random((4, 6, 8)) < 0.4
     size, iou = (12 + k, 16), rng.random(4).astype(np.float32)
-    return MaskEmbeddings(tokens, encode(masks), iou, size, (6.0, 8 - k / 256), point_grid(size, 2))
+    return MaskEmbeddings(tokens, masks_to_rle(masks), iou, size, (6.0, 8 - k / 256), point_grid(size, 2))
 
 
 class Counting:
@@ -61,7 +61,7 @@ def assert_holds(found: EmbeddingStore, numbers: list[int]) -> None:
         np.testing.assert_array_equal(got.tokens, wanted.tokens)
         np.testing.assert_array_equal(got.iou, wanted.iou)
         np.testing.assert_array_equal(got.points, wanted.points)
-        np.testing.assert_array_equal(decode(got.masks), decode(wanted.masks))
+        np.testing.assert_array_equal(rle_to_masks(got.masks), rle_to_masks(wanted.masks))
         assert got.masks == wanted.masks
         assert (got.image_size, got.extent) == (wanted.image_size, wanted.extent)
 
@@ -207,7 +207,7 @@ def test_full_disk_keeps_what_is_finished(tmp_path, monkeypatch, error):
             raise error
         save(file, array)
 
-    monkeypatch.setattr(store.np, "save", limited)
+    monkeypatch.setattr(np, "save", limited)
     reason = error.strerror or str(error)
     with pytest.raises(UserError, match=f"cannot write .*00001: {reason}; free some disk space"):
         build(folder, IDS, Counting().stream)

@@ -4,11 +4,21 @@ import numpy as np
 import pytest
 import torch
 
-from usam import profiles, report, sam, survey
-from usam.datasets import Example, Instance
-from usam.head import MaskClassifier
-from usam.profiles import InferenceConfig
-from usam.sam import MaskEmbeddings
+from usam import profiles
+from usam.config import InferenceConfig
+from usam.data.datasets import Example, Instance
+from usam.evaluation.diagnostics import (
+    central_points,
+    image_statistics,
+    mask_kinds,
+    mean_image,
+    neighbour_agreement,
+    objects,
+    whole_objects,
+)
+from usam.method.head import MaskClassifier
+from usam.method.masks import MaskEmbeddings, masks_to_rle, point_grid
+from usam.report import tables
 
 
 class OneExample:
@@ -34,12 +44,12 @@ def box(top: int, bottom: int, left: int, right: int) -> np.ndarray:
 
 
 def example(*instances: tuple[int, np.ndarray, bool]) -> Example:
-    found = [Instance(label, sam.encode(mask[None])[0], crowd) for label, mask, crowd in instances]
+    found = [Instance(label, masks_to_rle(mask[None])[0], crowd) for label, mask, crowd in instances]
     return Example("x", np.zeros((10, 10, 3), np.uint8), np.zeros((10, 10), np.uint8), found)
 
 
 def embeddings(*masks: np.ndarray) -> MaskEmbeddings:
-    rles = sam.encode(np.stack(masks))
+    rles = masks_to_rle(np.stack(masks))
     count = len(masks)
     tokens, points = np.zeros((count, 4, 256), np.float16), np.zeros((count, 2), np.float32)
     return MaskEmbeddings(tokens, rles, np.ones(count), (10, 10), (10.0, 10.0), points)
@@ -47,7 +57,7 @@ def embeddings(*masks: np.ndarray) -> MaskEmbeddings:
 
 def test_objects_are_counted_with_their_share_of_the_picture():
     left, corner = box(0, 10, 0, 5), box(0, 2, 8, 10)
-    table = survey.objects(OneExample([example((1, left, False)), example(), example((0, corner, True))]))
+    table = objects(OneExample([example((1, left, False)), example(), example((0, corner, True))]))
     assert table.to_numpy().tolist() == [[0, "car", 0.5, False], [2, "dog", 0.04, True]]
 
 
@@ -56,14 +66,14 @@ def test_looks_of_plain_images():
     half[:2] = 255
     red = np.zeros((4, 4, 3), np.uint8)
     red[..., 0] = 255
-    table = survey.looks([half, red])
+    table = image_statistics([half, red])
     assert table.loc[0].tolist() == pytest.approx([0.5, 0.5, 0.0])
     assert table.loc[1].tolist() == pytest.approx([0.299, 0.0, 1.0], abs=2e-3)  # the weight of red in lightness
 
 
 def test_average_of_images_of_different_sizes():
     dark, light = np.full((10, 20, 3), 10, np.uint8), np.full((8, 4, 3), 30, np.uint8)
-    mean = survey.average([dark, light], side=5)
+    mean = mean_image([dark, light], side=5)
     assert mean.shape == (5, 5, 3) and (mean == 20).all()
 
 
@@ -71,11 +81,11 @@ def test_average_of_images_of_different_sizes():
     ("side", "expected"), [(4, list(range(16))), (3, list(range(9))), (5, [6, 7, 8, 11, 12, 13, 16, 17, 18])]
 )
 def test_central_points(side, expected):
-    assert survey.central_points(side).tolist() == expected
+    assert central_points(side).tolist() == expected
 
 
 def test_central_points_of_the_papers_grid_lie_in_the_middle():
-    points = sam.point_grid((100, 100), 10)[survey.central_points(10)]
+    points = point_grid((100, 100), 10)[central_points(10)]
     assert len(points) == 16 and points.min() == 35 and points.max() == 65
 
 
@@ -89,12 +99,12 @@ def test_mask_kinds():
         box(8, 10, 0, 10),  # the crowd is no object
         np.zeros((10, 10), bool),
     )
-    kinds = survey.mask_kinds(example((0, thing, False), (1, crowd, True)), embeddings(*masks))
+    kinds = mask_kinds(example((0, thing, False), (1, crowd, True)), embeddings(*masks))
     assert kinds.tolist() == ["whole", "part", "background", "mixed", "background", "background"]
 
 
 def test_masks_of_an_image_without_objects_are_background():
-    assert survey.mask_kinds(example(), embeddings(box(0, 5, 0, 5))).tolist() == ["background"]
+    assert mask_kinds(example(), embeddings(box(0, 5, 0, 5))).tolist() == ["background"]
 
 
 def test_neighbours_within_an_image_do_not_count():
@@ -102,14 +112,14 @@ def test_neighbours_within_an_image_do_not_count():
     images = np.array([0, 0, 1, 2, 2, 3])
     labels = np.array(["a", "a", "a", "b", "b", "a"])
     # 0 and 0.1 -> 1 (right); 1 -> 0.1 (right); 5.2 and 5.3 -> 9 (wrong); 9 -> 5.3 (wrong)
-    agreement, chance = survey.neighbour_agreement(tokens, images, labels)
+    agreement, chance = neighbour_agreement(tokens, images, labels)
     assert agreement == pytest.approx(3 / 6)
     # a random one: image 0: 2 of 4 (twice); image 1: 3 of 5; image 2: 0 of 4 (twice); image 3: 3 of 5
     assert chance == pytest.approx((0.5 + 0.5 + 0.6 + 0 + 0 + 0.6) / 6)
 
 
 def test_each_setting_is_explained():
-    table = report.settings(profiles.load("mini")).set_index("setting")
+    table = tables.settings(profiles.load("mini")).set_index("setting")
     assert table.loc["sam.points_per_side", "value"] == "10"
     assert table.loc["sam.points_per_side", "meaning"].startswith("side of the point grid")
     assert table.loc["datasets.coco.classes", "value"] == "–"
@@ -126,5 +136,5 @@ def test_wholes_among_all_masks_and_among_those_that_are_kept():
     for layer in head.layers[::2]:
         layer.weight.data = torch.eye(2, layer.in_features)
         layer.bias.data.zero_()
-    every, kept = survey.wholes(OneExample([one]), [masks], [head], InferenceConfig())
+    every, kept = whole_objects(OneExample([one]), [masks], [head], InferenceConfig())
     assert every.tolist() == [[1, 3]] and kept.tolist() == [[1, 2]]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from usam import runs
+from usam import machine
+from usam.config import DistillationConfig, HeadConfig
 from usam.errors import UserError
-from usam.head import MaskClassifier, bad_masks, entropy
-from usam.profiles import DistillationConfig, HeadConfig
-from usam.training import Bags, statistics, train
+from usam.method.head import MaskClassifier, bad_masks, entropy
+from usam.method.training import Bags, statistics, train
 
 CLASSES, MASKS, DIM = 3, 8, 24
 HEAD = HeadConfig(widths=(32, 16, 16), a=10, epochs=25, batch_size=16, learning_rate=3e-3)
@@ -111,7 +111,7 @@ def test_tokens_that_do_not_fit_memory_are_read_again_each_time(monkeypatch):
         return train(some, SHORT, 0, teacher, DistillationConfig())[0]
 
     resident, few = trained(), len(asked)
-    monkeypatch.setattr(runs, "free_memory", lambda device: 1000)
+    monkeypatch.setattr(machine, "free_memory", lambda device: 1000)
     assert weights_equal(trained(), resident)
     assert len(asked) - few > few and max(asked[few:]) <= 60
 

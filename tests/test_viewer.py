@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from usam import inference, sam, viewer
-from usam.annotation import Annotated, annotate
-from usam.viewer import Viewer
+from usam.annotation import viewer
+from usam.annotation.annotate import Annotated, annotate
+from usam.annotation.viewer import Viewer
+from usam.method import inference, sam
 
 
 @pytest.fixture

@@ -4,16 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from usam import sam
-from usam.datasets import Example, Instance
-from usam.evaluation import reliability, where_lost
-from usam.head import MaskClassifier
-from usam.inference import mask_iou
-from usam.profiles import InferenceConfig
-from usam.sam import MaskEmbeddings
+from usam.config import InferenceConfig
+from usam.data.datasets import Example, Instance
+from usam.evaluation.diagnostics import reliability, where_lost
+from usam.method.head import MaskClassifier
+from usam.method.masks import MaskEmbeddings, mask_iou, masks_to_rle, point_grid
 
 SIDE, DIM = 8, 4  # an image of 8 x 8 pixels; its 2 x 2 grid points lie at pixels 2 and 6
-GRID = sam.point_grid((SIDE, SIDE), 2)
+GRID = point_grid((SIDE, SIDE), 2)
 
 
 def head() -> MaskClassifier:
@@ -36,7 +34,7 @@ class Pictures(list):
 
 
 def scene(semantic: np.ndarray, instances: list[tuple[int, np.ndarray, bool]]) -> Example:
-    ones = [Instance(label, sam.encode(mask[None])[0], crowd) for label, mask, crowd in instances]
+    ones = [Instance(label, masks_to_rle(mask[None])[0], crowd) for label, mask, crowd in instances]
     return Example("one", np.zeros((SIDE, SIDE, 3), np.uint8), semantic.astype(np.uint8), ones)
 
 
@@ -45,7 +43,7 @@ def found(logits: list[tuple[float, float]]) -> MaskEmbeddings:
     tokens = np.zeros((4, 2, DIM // 2), np.float16)
     tokens[:, 0] = logits
     masks = np.stack([quarter(r, c) for r in (0, 1) for c in (0, 1)])
-    return MaskEmbeddings(tokens, sam.encode(masks), np.ones(4, np.float32), (SIDE, SIDE), (SIDE, SIDE), GRID)
+    return MaskEmbeddings(tokens, masks_to_rle(masks), np.ones(4, np.float32), (SIDE, SIDE), (SIDE, SIDE), GRID)
 
 
 def test_each_share_by_hand():

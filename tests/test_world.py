@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle_codec
 
-from usam.classes import COCO, VOC
-from usam.datasets import VOID, CocoDataset, VocDataset
+from miniature import data, world
+from miniature.data import drawing_of, voc_palette, write_coco, write_voc
+from miniature.shapes import Part, bounds
+from miniature.splits import SPLITS, rng_of
+from miniature.world import DRAWINGS, SCENE_SIZES, Picture, draw, scene, studio, web
+from usam.data.class_names import COCO, VOC
+from usam.data.coco import CocoDataset
+from usam.data.datasets import VOID
+from usam.data.voc import VocDataset
 from usam.errors import UserError
-from usam.mini import data, world
-from usam.mini.data import drawing_of, voc_palette, write_coco, write_voc
-from usam.mini.shapes import Part, bounds
-from usam.mini.splits import SPLITS, rng_of
-from usam.mini.world import DRAWINGS, SCENE_SIZES, Picture, draw, scene, studio, web
 
 scene_of = data.test_scene  # under another name: pytest would take it for a test
 

@@ -11,7 +11,7 @@ __all__ = ["annotate"]
 def __getattr__(name: str) -> Any:
     """`annotate` is imported when it is asked for: torch and the others take seconds."""
     if name == "annotate":
-        from usam.annotation import annotate
+        from usam.annotation.annotate import annotate
 
         return annotate
     raise AttributeError(f"module 'usam' has no attribute '{name}'")

@@ -1,0 +1,144 @@
+"""SAM+CLIP (paper 4, "Additional baseline"): CLIP names each of SAM's masks from a picture of that mask alone."""
+
+import functools
+from typing import Literal, NamedTuple
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from usam.config import ClipConfig, InferenceConfig
+from usam.data import huggingface
+from usam.data.class_names import prompt
+from usam.data.datasets import Example
+from usam.evaluation.scores import Annotate
+from usam.method.inference import LabelledMasks, label_masks
+from usam.method.masks import MaskEmbeddings, rle_to_masks, to_image_size
+
+BLUR = 0.1  # deviation of the blurred background, as a share of the image's longer side
+
+
+class View(NamedTuple):
+    """What CLIP is shown of a mask.
+
+    Attributes:
+        fill: around the mask: "black" as in the paper ("multiplying the masks to the original image"), CLIP's "mean"
+            colour, the image out of focus ("blur"), or the image as it is ("none").
+        crop: the mask's bounding box instead of the whole frame.
+    """
+
+    fill: Literal["black", "mean", "blur", "none"] = "black"
+    crop: bool = False
+
+    @property
+    def method(self) -> str:
+        """Its name in tables; the paper's own view is plain "SAM+CLIP"."""
+        words = [self.fill] * (self.fill != "black") + ["cropped"] * self.crop
+        return "SAM+CLIP" + (f" ({', '.join(words)})" if words else "")
+
+
+PAPER = View()
+VIEWS = (
+    *(View(fill) for fill in ("black", "mean", "blur")),  # the whole frame as it is would be the same for every mask
+    *(View(fill, crop=True) for fill in ("black", "mean", "blur", "none")),
+)
+
+
+class ClipLabeller:
+    """Zero-shot CLIP over the user's classes."""
+
+    def __init__(
+        self, config: ClipConfig, class_names: list[str], view: View = PAPER, device: torch.device | str = "cpu"
+    ):
+        """Load CLIP and read the prompts "a photo of a {c}".
+
+        Raises:
+            UserError: there is no such model, or it cannot be loaded.
+        """
+        with huggingface.text_bars():
+            from transformers import CLIPModel, CLIPProcessor  # seconds, that only the one who asks CLIP shall spend
+            from transformers.utils import logging
+
+        self.config, self.view, self.device = config, view, torch.device(device)
+        logging.disable_progress_bar()
+        with huggingface.loading("CLIP", config.model) as place:
+            self.model = CLIPModel.from_pretrained(place, cache_dir=huggingface.cache()).eval().to(self.device)
+            self.processor = CLIPProcessor.from_pretrained(place, cache_dir=huggingface.cache())
+        tokens = self.processor(text=[prompt(name) for name in class_names], padding=True, return_tensors="pt")
+        with torch.inference_mode():
+            self.texts = _unit(self.model.get_text_features(**tokens.to(self.device)).pooler_output)  # (C, D)
+
+    def probabilities(self, image: np.ndarray, masks: np.ndarray) -> np.ndarray:
+        """softmax of CLIP's similarities at its own temperature, a row a mask.
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            masks: (d, H, W) bool.
+
+        Returns:
+            (d, C) float32; zeros for an empty mask, which shows nothing.
+        """
+        found = np.zeros((len(masks), len(self.texts)), np.float32)
+        seen = np.flatnonzero(masks.any((1, 2)))
+        behind = self.background(image)
+        for start in range(0, len(seen), self.config.batch):
+            rows = seen[start : start + self.config.batch]
+            found[rows] = self._probabilities([self.picture(image, masks[row], behind) for row in rows])
+        return found
+
+    @torch.inference_mode()
+    def _probabilities(self, pictures: list[np.ndarray]) -> np.ndarray:
+        pixels = self.processor(images=pictures, return_tensors="pt").to(self.device)
+        precision = getattr(torch, self.config.precision)
+        with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
+            seen = self.model.get_image_features(**pixels).pooler_output
+        similarity = _unit(seen.float()) @ self.texts.T  # (n, C)
+        return (self.model.logit_scale.exp() * similarity).softmax(1).cpu().numpy()
+
+    def background(self, image: np.ndarray) -> np.ndarray:
+        """What lies around the masks of an image (H, W, 3) uint8: the same size and type."""
+        if self.view.fill == "none":
+            return image
+        if self.view.fill == "blur":
+            return cv2.GaussianBlur(image, (0, 0), BLUR * max(image.shape[:2]))
+        return np.full_like(image, self._empty)
+
+    def picture(self, image: np.ndarray, mask: np.ndarray, background: np.ndarray) -> np.ndarray:
+        """What CLIP sees of one mask: a square (s, s, 3) uint8, so that its centre crop cuts nothing off.
+
+        Args:
+            image, background: (H, W, 3) uint8 RGB.
+            mask: (H, W) bool, not empty.
+        """
+        box = (slice(None), slice(None))
+        if self.view.crop:
+            ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+            box = (slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1))
+        shown = cv2.copyTo(image[box], mask[box].astype(np.uint8), background[box].copy())
+        height, width = shown.shape[:2]
+        side = max(height, width)
+        y, x = (side - height) // 2, (side - width) // 2
+        ends = (y, side - height - y, x, side - width - x)
+        return cv2.copyMakeBorder(shown, *ends, cv2.BORDER_CONSTANT, value=self._empty.tolist())
+
+    @functools.cached_property
+    def _empty(self) -> np.ndarray:
+        """The colour (3,) uint8 where there is no image."""
+        if self.view.fill == "black":
+            return np.zeros(3, np.uint8)
+        return np.round(255 * np.array(self.processor.image_processor.image_mean)).astype(np.uint8)
+
+
+def by_clip(labeller: ClipLabeller, config: InferenceConfig) -> Annotate:
+    """SAM+CLIP: our masks, CLIP's labels; threshold, NMS and painting are U-SAM's."""
+
+    def annotate(example: Example, embeddings: MaskEmbeddings) -> LabelledMasks:
+        masks = to_image_size(rle_to_masks(embeddings.masks), embeddings.extent, embeddings.image_size)
+        return label_masks(labeller.probabilities(example.image, masks), embeddings, config)
+
+    return annotate
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    return vectors / vectors.norm(dim=-1, keepdim=True)

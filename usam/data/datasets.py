@@ -1,0 +1,137 @@
+"""Test sets on disk, in PASCAL VOC's and COCO's own formats: pictures, semantic maps and instances (paper 4)."""
+
+import json
+from collections.abc import Iterable, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from pycocotools import mask as rle_tools
+from pycocotools.coco import COCO
+
+from usam.data import class_names
+from usam.errors import UserError
+
+VOID = 255  # neither background nor a class: no score counts these pixels
+
+
+
+
+@dataclass(frozen=True)
+class Instance:
+    """One object of an image.
+
+    Attributes:
+        label: class index, 0 to C - 1.
+        mask: COCO RLE of the image's own size, `{"size": [H, W], "counts": bytes}`.
+        crowd: the mask covers a group; detections on it count neither for nor against.
+    """
+
+    label: int
+    mask: dict[str, Any]
+    crowd: bool = False
+
+
+@dataclass(frozen=True, eq=False)  # == of arrays is an array
+class Example:
+    """One image with its ground truth.
+
+    Attributes:
+        image_id: VOC's name or COCO's number.
+        image: (H, W, 3) uint8, RGB.
+        semantic: (H, W) uint8; 0 background, label + 1 for the classes, 255 void.
+        instances: the objects, crowds included.
+    """
+
+    image_id: str | int
+    image: np.ndarray
+    semantic: np.ndarray
+    instances: list[Instance]
+
+
+class Dataset(Protocol):
+    """What the pipeline asks of a test set.
+
+    Attributes:
+        name: fit for a file name.
+        class_names: C names; a class's place is its label.
+        category_ids: C official ids, in the same order.
+        image_ids: in the order of the examples.
+        files: of the pictures, in the same order.
+        truth_files: all others that the examples are read from.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    image_ids: list[Any]
+    files: list[Path]
+    truth_files: list[Path]
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> Example: ...
+
+    def image(self, i: int) -> np.ndarray: ...
+
+
+class _Pictures:
+    """What both formats share: ids and picture files in the same order."""
+
+    def __init__(self, image_ids: list[Any], files: list[Path]) -> None:
+        self.image_ids, self.files = image_ids, files
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def image(self, i: int) -> np.ndarray:
+        """Picture `i` without its masks, (H, W, 3) uint8 RGB, as stored: annotations ignore EXIF orientation."""
+        return np.array(_open(self.files[i]).convert("RGB"))
+
+
+
+
+
+
+def _check_classes(names: tuple[str, ...], known: Iterable[str], source: str) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UserError(f"{source} has no class '{unknown[0]}': choose from {', '.join(known)}")
+    if len(set(names)) < len(names) or not 0 < len(names) < VOID:
+        raise UserError(f"{len(names)} classes of {source}: name 1 to {VOID - 1}, each once")
+
+
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"cannot read {path}: {error}; fetch it again, or delete a data set that was made here"
+        ) from error
+
+
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]} x {shape[0]} pixels"
+
+
+
+
+def _require(files: list[Path], source: str) -> None:
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        raise UserError(f"{len(missing)} of {len(files)} files of {source} are missing, first {missing[0]}: add them")
+
+
+
+
+
+

@@ -1,0 +1,218 @@
+"""Images from class names with a text-to-image model (paper 3.4): the prompt "a photo of a {c}", one object an image.
+
+An image is decided by the run's seed, its class, its index and the settings alone. What a model returns is looked at:
+images that its safety checker blacked out, that overflowed or that show nothing are sampled again with the next
+sub-seed, and each file tells what was thrown away before it.
+"""
+
+import hashlib
+import importlib.metadata
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from usam import machine
+from usam.data import huggingface
+from usam.data import image_files
+from usam.files import locked
+from usam.data.class_names import check_names
+from usam.data.class_names import prompt
+from usam.errors import UserError
+from usam.config import GenerateConfig
+from usam.data.sources import ImageSource
+
+ATTEMPTS = 10  # of an image, before the model is given up
+FLAT = 0.02  # standard deviation over the pixels, of values in [0, 1], below which an image shows nothing
+NAMES = ["class", "index", "prompt", "file", "seed", "attempt", "rejected"]
+
+Draw = Callable[[str, list[int]], tuple[np.ndarray, list[bool]]]
+
+
+class Drawn(NamedTuple):
+    """An image (H, W, 3) uint8 RGB, the seed of its noise, and why the attempts before were thrown away."""
+
+    image: np.ndarray
+    seed: int
+    rejected: list[str]
+
+
+def generate(folder: Path, class_names: list[str], config: GenerateConfig, per_class: int) -> pd.DataFrame:
+    """Make the images that `folder` does not hold yet; what is there stays.
+
+    The images of a class are drawn in blocks of `config.batch`, always whole and the same ones together (what is drawn
+    beyond `per_class` is not kept): so a run that was stopped, that is given the classes in parts or in another order,
+    or that is asked for more images later, writes the same bytes.
+
+    Args:
+        folder: of this model with these settings.
+        class_names: letters, digits, blanks, "-" and "_", in English as the models read it.
+        config: the model and how it draws.
+        per_class: images of a class (paper: 200).
+
+    Returns:
+        One row an image, as the files tell: class, index, prompt, file (relative to `folder`), seed of its noise,
+        attempt (0 unless images were thrown away), rejected (the reasons, comma-separated).
+
+    Raises:
+        UserError: a class name that is none, a model that cannot be loaded, a full disk, a model that returns nothing
+            usable in `ATTEMPTS` attempts.
+    """
+    check_names(class_names)
+    wanted = [(name, k) for name in class_names for k in range(per_class)]
+    with locked(folder):
+        missing = {one for one in wanted if not (folder / image_files.image_file(*one)).exists()}
+        draw = pipeline(config) if missing else None
+        progress = dict(initial=len(wanted) - len(missing), desc="generated", unit="image", disable=not missing)
+        with tqdm(total=len(wanted), **progress) as bar:
+            for name in class_names:
+                for start in range(0, per_class, config.batch):
+                    block = range(start, start + config.batch)
+                    new = [k for k in block if (name, k) in missing]
+                    for k, drawn in drawings(draw, name, block, config.seed) if new else ():
+                        if k in new:
+                            _save(folder, name, k, drawn, config)
+                            bar.update()
+    table = pd.DataFrame([_row(folder, *one) for one in wanted], columns=NAMES)
+    if counts := Counter(reason for reasons in table["rejected"] for reason in filter(None, reasons.split(", "))):
+        said = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        print(f"sampled again: {said} ({len(table)} images kept)")
+    return table
+
+
+def image_seed(seed: int, class_name: str, index: int, attempt: int) -> int:
+    """Seed of an image's noise, 63 bits: of nothing but its arguments."""
+    digest = hashlib.sha256(f"{seed}/{class_name}/{index}/{attempt}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def drawings(draw: Draw, class_name: str, block: range, seed: int) -> Iterator[tuple[int, Drawn]]:
+    """Images of a class at the indices of `block`, each sampled until it is sound.
+
+    Args:
+        draw: (prompt, seeds) -> images (N, H, W, 3) float32 in [0, 1], and which of them are flagged unsafe.
+        class_name: what the prompt asks for.
+        block: indices of the images.
+        seed: of the run.
+
+    Raises:
+        UserError: an image is still unusable after `ATTEMPTS` attempts.
+    """
+    rejected: dict[int, list[str]] = {k: [] for k in block}
+    left = list(block)
+    for attempt in range(ATTEMPTS):
+        seeds = {k: image_seed(seed, class_name, k, attempt) for k in left}
+        found, unsafe = draw(prompt(class_name), list(seeds.values()))
+        faults = {k: fault(*one) for k, *one in zip(left, found, unsafe, strict=True)}
+        for k, image in zip(left, found, strict=True):
+            if faults[k]:
+                rejected[k].append(faults[k])
+            else:
+                yield k, Drawn(np.round(image * 255).astype(np.uint8), seeds[k], rejected[k])
+        left = [k for k in left if faults[k]]
+        if not left:
+            return
+    raise UserError(
+        f"image {left[0]} of '{class_name}' was unusable {ATTEMPTS} times ({', '.join(rejected[left[0]])}): "
+        "choose another class name or model, or precision float32"
+    )
+
+
+def fault(image: np.ndarray, unsafe: bool) -> str | None:
+    """What is wrong with an image (H, W, 3) in [0, 1], if anything."""
+    if unsafe:
+        return "flagged unsafe"
+    if not np.isfinite(image).all():
+        return "not a number"
+    if image.max() < FLAT:
+        return "black"
+    if image.std((0, 1)).max() < FLAT:
+        return "near-constant"
+    return None
+
+
+def pipeline(config: GenerateConfig) -> Draw:
+    """Load the model; the function that it returns draws a batch.
+
+    The noise comes from the CPU, image by image: it depends neither on the device nor on the batch.
+
+    Raises:
+        UserError: there is no such model, or it cannot be loaded.
+    """
+    with huggingface.text_bars():
+        from diffusers import StableDiffusionPipeline  # seconds, that only the one who draws shall spend
+        from diffusers.utils import logging
+        from transformers.utils import logging as text_logging
+
+    device = machine.device() if config.device == "auto" else torch.device(config.device)
+    logging.set_verbosity_error()
+    for quiet in (logging, text_logging):
+        quiet.disable_progress_bar()
+    with huggingface.loading("Stable Diffusion", config.model) as place:
+        dtype = getattr(torch, config.precision)
+        pipe = StableDiffusionPipeline.from_pretrained(place, dtype=dtype, cache_dir=huggingface.cache()).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    if (
+        device.type == "cuda"
+    ):  # its convolutions want a pixel's channels side by side; on a CPU that took 1.28 x as long
+        for part in (pipe.unet, pipe.vae):
+            part.to(memory_format=torch.channels_last)
+    if config.compile:
+        pipe.unet = torch.compile(pipe.unet)
+
+    def draw(text: str, seeds: list[int]) -> tuple[np.ndarray, list[bool]]:
+        made = pipe(
+            [text] * len(seeds),
+            height=config.size,
+            width=config.size,
+            num_inference_steps=config.steps,
+            guidance_scale=config.guidance,
+            generator=[torch.Generator().manual_seed(s) for s in seeds],
+            output_type="np",
+        )
+        return made.images, list(made.nsfw_content_detected or [False] * len(seeds))
+
+    return draw
+
+
+def _save(folder: Path, name: str, index: int, drawn: Drawn, config: GenerateConfig) -> None:
+    facts = {
+        "prompt": prompt(name),
+        "seed": drawn.seed,
+        "model": config.model,
+        "steps": config.steps,
+        "guidance": config.guidance,
+        "rejected": ", ".join(drawn.rejected),
+    }
+    image_files.save(folder / image_files.image_file(name, index), drawn.image, facts)
+
+
+def _row(folder: Path, name: str, index: int) -> tuple:
+    file = image_files.image_file(name, index)
+    facts = image_files.facts(folder / file)
+    rejected = facts.get("rejected", "")
+    attempt = len(rejected.split(", ")) if rejected else 0
+    return name, index, prompt(name), file, int(facts.get("seed", -1)), attempt, rejected
+
+
+def _make(
+    folder: Path, class_names: list[str], config: GenerateConfig, per_class: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    table = generate(folder, class_names, config, per_class)
+    reasons = table.loc[table["rejected"] != "", ["class", "rejected"]]
+    reasons = reasons.assign(reason=reasons["rejected"].str.split(", ")).explode("reason")
+    return table, reasons[["class", "reason"]].reset_index(drop=True)
+
+
+def _decides(config: GenerateConfig) -> dict[str, Any]:
+    versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")]
+    code = [f"data/{name}.py" for name in ("class_names", "generate", "image_files")]
+    return dict(parameters=[config, versions], code=code, files=huggingface.model_files(config.model))
+
+
+SOURCE = ImageSource(GenerateConfig, "text-to-image model", _make, _decides, model=lambda config: config.model)

@@ -1,0 +1,188 @@
+"""What pictures, data sets and embeddings hold, as tables and numbers, before anything is learnt from them."""
+
+from collections.abc import Iterable, Sequence
+
+import cv2
+import numpy as np
+import pandas as pd
+from pycocotools import mask as rle_codec
+from tqdm import tqdm
+
+from usam import machine
+from usam.config import InferenceConfig
+from usam.data.datasets import VOID, Dataset, Example
+from usam.evaluation.metrics import Reliability
+from usam.evaluation.scores import compared_masks, truth_masks
+from usam.method.head import MaskClassifier
+from usam.method.inference import label_masks, probabilities
+from usam.method.masks import MaskEmbeddings, rle_to_masks, to_image_size
+
+KINDS = ("whole", "part", "mixed", "background")
+
+
+def objects(dataset: Dataset) -> pd.DataFrame:
+    """One row an object of the ground truth.
+
+    Returns:
+        Columns picture (its place in the data set), class, share (of the picture's area, in [0, 1]), crowd (bool).
+    """
+    rows = []
+    for i in tqdm(range(len(dataset)), desc=f"objects of {dataset.name}", unit="image", leave=False):
+        example = dataset[i]
+        for one in example.instances:
+            share = int(rle_codec.area(one.mask)) / example.semantic.size
+            rows.append((i, dataset.class_names[one.label], share, one.crowd))
+    return pd.DataFrame(rows, columns=["picture", "class", "share", "crowd"])
+
+
+def image_statistics(images: Iterable[np.ndarray]) -> pd.DataFrame:
+    """One row an image (H, W, 3) uint8 RGB: mean lightness, its standard deviation, mean saturation, all in [0, 1].
+
+    Returns:
+        Columns brightness, contrast, saturation.
+    """
+    rows = []
+    for image in images:
+        grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) / 255
+        saturation = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[..., 1] / 255
+        rows.append((grey.mean(), grey.std(), saturation.mean()))
+    return pd.DataFrame(rows, columns=["brightness", "contrast", "saturation"])
+
+
+def mean_image(images: Iterable[np.ndarray], side: int = 64) -> np.ndarray:
+    """The mean of images (H, W, 3) uint8 of any sizes, squeezed to (side, side, 3) uint8."""
+    small = [cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA) for image in images]
+    return np.mean(small, axis=0).round().astype(np.uint8)
+
+
+def central_points(points_per_side: int) -> np.ndarray:
+    """Indices of the middle points of a grid, 4 x 4 of an even one (3 x 3 of an odd one): in `sam.point_grid`'s order.
+
+    A single-object image has its object there, most of the time.
+    """
+    near = np.abs(np.arange(points_per_side) - (points_per_side - 1) / 2) < 2  # (n,)
+    return np.flatnonzero(np.outer(near, near))
+
+
+def mask_kinds(example: Example, embeddings: MaskEmbeddings) -> np.ndarray:
+    """What each of SAM's masks covers, by the ground truth: (d,) of `KINDS`.
+
+    whole: IoU with an object is at least 0.5. part: four fifths of the mask or more lie on one object. background: one
+    fifth or less lies on any object (an empty mask, too). mixed: all else.
+    """
+    true, _ = truth_masks(example)  # (n, H, W)
+    ours = to_image_size(rle_to_masks(embeddings.masks), embeddings.extent, embeddings.image_size)  # (d, H, W)
+    if not len(true):
+        return np.full(len(ours), "background", dtype="<U10")
+    flat, truth = (m.reshape(len(m), -1).astype(np.float32) for m in (ours, true))
+    overlap, area = flat @ truth.T, flat.sum(1)  # (d, n), (d,)
+    iou = (overlap / np.maximum(area[:, None] + truth.sum(1) - overlap, 1)).max(1)
+    on_one, on_any = (share / np.maximum(area, 1) for share in (overlap.max(1), overlap.sum(1)))
+    return np.select([iou >= 0.5, on_one >= 0.8, on_any > 0.2], KINDS[:3], KINDS[3])
+
+
+def whole_objects(
+    dataset: Dataset, store: Sequence[MaskEmbeddings], heads: Sequence[MaskClassifier], config: InferenceConfig
+) -> list[np.ndarray]:
+    """How many masks cover a whole object, image by image: of all masks of SAM, and of those that each head keeps.
+
+    Returns:
+        First for SAM, then for each of `heads`, (N, 2) int: masks that are "whole" (see `mask_kinds`), and masks.
+    """
+
+    def one(i: int) -> list[tuple[int, int]]:
+        found = store[i]
+        whole = mask_kinds(dataset[i], found) == "whole"
+        kept = [label_masks(probabilities(head, found.tokens), found, config).index for head in heads]
+        return [(whole[index].sum(), len(index)) for index in (np.arange(len(whole)), *kept)]
+
+    return list(np.array(list(machine.over_images(one, len(dataset), "whole objects"))).swapaxes(0, 1))
+
+
+def neighbour_agreement(tokens: np.ndarray, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Do tokens that lie close together belong to the same class? No training, no picture that could fool the eye.
+
+    Args:
+        tokens: (M, dim).
+        images: (M,) from which image each one is; neighbours within an image do not count.
+        labels: (M,) class of that image.
+
+    Returns:
+        Share of tokens whose nearest neighbour has the same label, and the same for a random neighbour.
+    """
+    scaled = tokens.astype(np.float32)
+    scaled = (scaled - scaled.mean(0)) / np.maximum(scaled.std(0), 1e-4)
+    squares = (scaled**2).sum(1)
+    distance = squares[:, None] + squares - 2 * scaled @ scaled.T  # (M, M)
+    other, same = images[:, None] != images, labels[:, None] == labels
+    nearest = np.where(other, distance, np.inf).argmin(1)
+    chance = (same & other).sum(1) / np.maximum(other.sum(1), 1)
+    return float(same[np.arange(len(same)), nearest].mean()), float(chance.mean())
+
+
+def where_lost(
+    dataset: Dataset, store: Sequence[MaskEmbeddings], heads: Sequence[MaskClassifier], config: InferenceConfig
+) -> list[dict[str, float]]:
+    """How much each step of the way to a labelled mask keeps, as shares in [0, 1]; NaN where nothing was asked.
+
+    Returns:
+        For each of `heads`,
+        masks: of the true instances, those that some mask of ours covers at IoU >= 0.5.
+        tokens: of the grid points on a class, those whose mask the head gives that class.
+        threshold: of these right ones, those whose score reaches the threshold.
+        background: of the grid points on background, those whose mask stays below the threshold, as it should.
+    """
+
+    def one(i: int) -> np.ndarray:
+        example, found = dataset[i], store[i]
+        *_, iou = compared_masks(example, found)  # (d, n)
+        covered = iou.max(0) >= 0.5  # (n,)
+        masks = (covered.sum(), len(covered))
+        return np.array([[masks, *_points_kept(example, found, head, config)] for head in heads])
+
+    # (heads, 4 steps as above, 2): kept, asked
+    counts = sum(machine.over_images(one, len(dataset), "where it is lost"), np.zeros((len(heads), 4, 2), int))
+    shares = np.where(counts[..., 1] > 0, counts[..., 0] / np.maximum(counts[..., 1], 1), np.nan)
+    return [dict(zip(("masks", "tokens", "threshold", "background"), row, strict=True)) for row in shares.tolist()]
+
+
+def reliability(
+    dataset: Dataset, store: Sequence[MaskEmbeddings], heads: Sequence[MaskClassifier], background: bool = True
+) -> list[Reliability]:
+    """How far the scores of each of `heads` can be trusted, on every mask of a split (paper 3.5: "well-calibrated").
+
+    A label is right if it is the class under the mask's grid point; on background no label is. Void is left out.
+
+    Args:
+        dataset, store: as in `evaluate`.
+        heads: to be asked.
+        background: False leaves out the points on background, too.
+    """
+
+    def one(i: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        truth, embeddings = dataset[i].semantic, store[i]
+        under = _under_points(truth, embeddings)
+        asked = (under != VOID) & (background | (under != 0))
+        said = [probabilities(head, embeddings.tokens)[asked] for head in heads]
+        return [(p.max(1), p.argmax(1) + 1 == under[asked]) for p in said]
+
+    answers = zip(*machine.over_images(one, len(dataset), "reliability"), strict=True)
+    return [Reliability.of(of_head) for of_head in answers]
+
+
+def _under_points(semantic: np.ndarray, embeddings: MaskEmbeddings) -> np.ndarray:
+    """The value of the true semantic map under each mask's grid point, (d,)."""
+    x, y = embeddings.points.astype(int).T
+    return semantic[y, x]
+
+
+def _points_kept(
+    example: Example, embeddings: MaskEmbeddings, head: MaskClassifier, config: InferenceConfig
+) -> list[tuple[int, int]]:
+    """Counts of one image's grid points for `where_lost`: (kept, asked) of tokens, threshold and background."""
+    probability = probabilities(head, embeddings.tokens)  # (d, C)
+    truth = _under_points(example.semantic, embeddings)
+    off, on = truth == 0, (truth != 0) & (truth != VOID)
+    right = on & (probability.argmax(1) + 1 == truth)
+    sure = probability.max(1) >= config.score_threshold
+    return [(k.sum(), asked.sum()) for k, asked in ((right, on), (sure & right, right), (off & ~sure, off))]

@@ -1,0 +1,198 @@
+"""Training of the head (paper 3.5, 4): the teacher by multiple-instance learning, the student by distillation."""
+
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from usam import machine
+from usam.config import DistillationConfig, HeadConfig
+from usam.errors import UserError
+from usam.method.head import MaskClassifier, bad_masks, bag_scores, mil_loss, uncertainty_loss
+
+AT_ONCE, SHARE = 64, 0.7  # images read at once; of the free memory that tokens may take
+
+
+@dataclass(frozen=True)
+class Bags:
+    """Training images as bags of masks.
+
+    Attributes:
+        tokens: image numbers (n,) -> their mask embeddings (n, d, 1024) float16, from memory or from disk.
+        images: (N,) int64, the numbers of the training images.
+        labels: (N, C) float32 multi-hot, the classes of each.
+    """
+
+    tokens: Callable[[np.ndarray], np.ndarray]
+    images: np.ndarray
+    labels: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        tokens: Callable[[np.ndarray], np.ndarray],
+        image_classes: list[str],
+        class_names: Sequence[str] | Mapping[str, Sequence[str]],
+        per_name: int | None = None,
+    ) -> "Bags":
+        """Bags of single-object images: those of `image_classes` that are among `class_names`, in that class order.
+
+        With a mapping, a class gathers the images of several names. Of each name the first `per_name`, all by default.
+        `tokens` is that of an `EmbeddingStore`, for instance.
+
+        Raises:
+            UserError: a name has no image.
+        """
+        gathered = class_names.values() if isinstance(class_names, Mapping) else [[name] for name in class_names]
+        index = {name: j for j, names in enumerate(gathered) for name in names}
+        if missing := sorted(set(index) - set(image_classes)):
+            raise UserError(
+                f"no training image of {', '.join(missing)}: run notebooks 01_images and 02_embeddings again"
+            )
+        number = pd.Series(image_classes).groupby(image_classes).cumcount()  # of an image within its name
+        few = number < (per_name or len(number))
+        rows = [i for i, name in enumerate(image_classes) if name in index and few[i]]
+        labels = torch.zeros(len(rows), len(class_names))
+        labels[range(len(rows)), [index[image_classes[i]] for i in rows]] = 1
+        return cls(tokens, np.array(rows), labels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int | Tensor) -> Tensor:
+        """Mask embeddings (d, 1024) of a training image, or (n, d, 1024) of those at `index` (n,)."""
+        rows = index.cpu().numpy() if isinstance(index, Tensor) else index
+        some = torch.from_numpy(self.tokens(np.atleast_1d(self.images[rows])))
+        return some[0] if np.ndim(index) == 0 else some
+
+    def shuffled(self, seed: int) -> "Bags":
+        """The same images with the labels of others: what is left to learn is chance."""
+        order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
+        return Bags(self.tokens, self.images, self.labels[order])
+
+
+def statistics(bags: Bags, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (1024,) float32 of all masks' tokens."""
+    total, squares, count = 0.0, 0.0, 0
+    for rows in torch.arange(len(bags)).split(AT_ONCE):
+        values = bags[rows].to(device).flatten(0, 1).double()
+        total, squares, count = total + values.sum(0), squares + values.square().sum(0), count + len(values)
+    mean = total / count
+    std = (squares / count - mean**2).clamp(min=0).sqrt()
+    return mean.float(), std.clamp(min=1e-4).float()
+
+
+def train(
+    bags: Bags,
+    head: HeadConfig,
+    seed: int,
+    teacher: MaskClassifier | None = None,
+    distillation: DistillationConfig | None = None,
+    device: torch.device | str = "cpu",
+    label: str = "teacher",
+) -> tuple[MaskClassifier, pd.DataFrame]:
+    """Train a head: a teacher (Eq. 2 alone), or with `teacher` a student (λ1 Eq. 2 + λ2 Eq. 3).
+
+    Args:
+        bags: the training images.
+        head, distillation: the settings; `distillation` goes with `teacher`.
+        seed: of the initial weights and of the order of images. A student with its teacher's seed starts where the
+            teacher started, so that the two differ by the loss alone.
+        teacher: frozen, in eval mode.
+        device: where to train.
+        label: text before the progress bar.
+
+    Returns:
+        The head in eval mode, and a table with one row an epoch: mil, uncertainty, bad (share of bad masks), accuracy
+        (share of training images whose highest bag score is one of their classes).
+    """
+    order = seed_everything(seed)
+    labels = bags.labels.to(device)
+    model = MaskClassifier(labels.shape[1], *statistics(bags, device), head.widths).to(device)
+    optimizer = torch.optim.Adam(model.parameters(), lr=head.learning_rate, fused=True)
+    inputs = _inputs(model, bags, getattr(torch, head.precision))
+    bad = _bad_masks(teacher, bags, head, distillation) if teacher is not None else None
+    history = []
+    for epoch in tqdm(range(head.epochs), desc=label, unit="epoch", leave=False):
+        sums = torch.zeros(4, device=device)
+        for rows in torch.randperm(len(labels), generator=order).to(device).split(head.batch_size):
+            with _products(head, labels.device):
+                logits = model.layers(inputs(rows)).float()  # (B, d, C)
+            loss, said = _loss(logits, labels[rows], head, None if bad is None else bad[rows], distillation)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            sums += said * len(rows)
+        history.append((epoch + 1, *(sums / len(labels)).tolist()))
+    return model.eval().requires_grad_(False), pd.DataFrame(
+        history, columns=["epoch", "mil", "uncertainty", "bad", "accuracy"]
+    )
+
+
+def _products(head: HeadConfig, device: torch.device) -> torch.autocast:
+    """Matrix products inside are made in the profile's precision."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=head.precision == "bfloat16")
+
+
+def _inputs(model: MaskClassifier, bags: Bags, precision: torch.dtype) -> Callable[[Tensor], Tensor]:
+    """Training images (n,) -> standardised tokens (n, d, 1024) in the type that the first product wants.
+
+    They stay where the model is if they fit its memory, made once for all epochs; else they are read again each time.
+    """
+    device = model.mean.device
+
+    @torch.no_grad()
+    def read(rows: Tensor) -> Tensor:
+        return model.standardised(bags[rows].to(device)).to(precision)
+
+    first = read(torch.arange(1))
+    if len(bags) * first.nbytes > SHARE * machine.free_memory(device):
+        return read
+    resident = first.new_empty(len(bags), *first.shape[1:])
+    for rows in torch.arange(len(bags)).split(AT_ONCE):
+        resident[rows] = read(rows)
+    return resident.__getitem__
+
+
+@torch.no_grad()
+def _bad_masks(teacher: MaskClassifier, bags: Bags, head: HeadConfig, distillation: DistillationConfig) -> Tensor:
+    """B_i of all images, (N, d) bool: the teacher is frozen, so that it needs to be asked but once."""
+    device, found = teacher.mean.device, []
+    threshold = distillation.entropy_threshold * math.log(bags.labels.shape[1])
+    for rows in torch.arange(len(bags)).split(head.batch_size):
+        with _products(head, device):
+            opinion = teacher(bags[rows].to(device)).float()
+        found.append(bad_masks(opinion, bags.labels[rows].to(device), threshold))
+    return torch.cat(found)
+
+
+def _loss(
+    logits: Tensor, labels: Tensor, head: HeadConfig, bad: Tensor | None, distillation: DistillationConfig | None
+) -> tuple[Tensor, Tensor]:
+    """The objective on one batch, and (mil, uncertainty, bad share, accuracy) of it; a teacher has no `bad`.
+
+    What is said stays on the device: to ask for a number after each step would make a GPU wait.
+    """
+    mil = mil_loss(logits, labels, head.a)
+    with torch.no_grad():
+        right = labels.gather(1, bag_scores(logits, head.a).argmax(1, keepdim=True)).mean()
+    if bad is None:
+        nothing = torch.zeros_like(right)
+        return mil, torch.stack([mil.detach(), nothing, nothing, right])
+    uncertainty = uncertainty_loss(logits, bad, distillation.reduction)
+    loss = distillation.lambda_mil * mil + distillation.lambda_uncertainty * uncertainty
+    return loss, torch.stack([mil.detach(), uncertainty.detach(), bad.float().mean(), right])
+
+
+def seed_everything(seed: int) -> torch.Generator:
+    """Seed Python, NumPy and torch; returns a CPU generator of its own for orders and initialisations."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)

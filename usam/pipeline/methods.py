@@ -1,0 +1,54 @@
+"""The methods that are scored, behind one interface; `usam.registry.METHODS` lists them.
+
+A method is a function (profile, name of a data set, source of training images, seed) -> `Ready`. What it trains is kept
+by the stages, so that a second call finds it. Methods that learn nothing ignore source and seed.
+"""
+
+from typing import NamedTuple
+
+from usam import machine
+from usam.baselines.sam_clip import PAPER, ClipLabeller, View, by_clip
+from usam.config import Profile
+from usam.evaluation.scores import Annotate, by_head, oracle_labels, oracle_masks
+from usam.pipeline import stages
+
+
+class Ready(NamedTuple):
+    """A method that can annotate images, and the seconds that its training took."""
+
+    annotate: Annotate
+    training_seconds: float | None = None
+
+
+def u_sam(profile: Profile, dataset_name: str, source: str, seed: int) -> Ready:
+    """The student of uncertainty distillation (paper 3.5)."""
+    heads = stages.heads(profile, dataset_name, source, seed)
+    return Ready(by_head(heads.student, profile.inference), heads.seconds)
+
+
+def mil_only(profile: Profile, dataset_name: str, source: str, seed: int) -> Ready:
+    """The student's teacher: Eq. (2) alone (paper, Table 4)."""
+    heads = stages.heads(profile, dataset_name, source, seed)
+    return Ready(by_head(heads.teacher, profile.inference), heads.seconds)
+
+
+def shuffled_labels(profile: Profile, dataset_name: str, source: str, seed: int) -> Ready:
+    """A student whose training images have each other's labels: a control, which must know nothing."""
+    heads = stages.heads(profile, dataset_name, source, seed, shuffled=True)
+    return Ready(by_head(heads.student, profile.inference), heads.seconds)
+
+
+def sam_clip(profile: Profile, dataset_name: str, _source: str, _seed: int | None, view: View = PAPER) -> Ready:
+    """SAM's masks, named by CLIP (paper 4, Table 3); `view` is what CLIP is shown of a mask."""
+    names = stages.class_names(profile, dataset_name)
+    return Ready(by_clip(ClipLabeller(profile.clip, names, view, machine.device()), profile.inference))
+
+
+def true_labels(profile: Profile, _dataset_name: str, _source: str, _seed: int | None) -> Ready:
+    """A ceiling: our masks, with the labels of the objects that they cover."""
+    return Ready(oracle_labels(profile.inference))
+
+
+def true_masks(profile: Profile, dataset_name: str, source: str, seed: int) -> Ready:
+    """A ceiling: true masks, with the labels of our masks that fit them best."""
+    return Ready(oracle_masks(stages.heads(profile, dataset_name, source, seed).student))

@@ -1,0 +1,315 @@
+"""The rooms of a run, one after the other: images -> embeddings -> heads. Each stage keeps what it made under a key of
+all its inputs, says whether it was made or reused, and makes only what is missing. `scoring` is the last room."""
+
+import functools
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+
+from usam import machine, paths
+from usam.config import HOW_FAST, DataConfig, Profile
+from usam.data import image_files, published
+from usam.data.datasets import Dataset
+from usam.data.grouped import Grouped
+from usam.errors import UserError
+from usam.files import locked, writing
+from usam.method.head import MaskClassifier
+from usam.method.masks import MaskEmbeddings, coarser
+from usam.method.sam import Extractor, load_sam
+from usam.method.training import Bags, train
+from usam.pipeline import cache, embedding_store
+from usam.pipeline.embedding_store import EmbeddingStore
+from usam.pipeline.training_images import TrainingImages, collect
+from usam.registry import DATASET_READERS, imported, source_folder
+
+_said: set[Path] = set()  # once is enough: a notebook opens the same embeddings many times
+
+
+def _say(what: str, hit: bool, folder: Path) -> None:
+    if folder in _said:
+        return
+    _said.add(folder)
+    print(f"{what}: {'reused from' if hit else 'made in'} {folder.relative_to(paths.data())}")
+
+
+def class_names(profile: Profile, dataset_name: str) -> list[str]:
+    """The classes of data set `dataset_name`: the profile's, else all of VOC or COCO that the set knows."""
+    config = profile.datasets[dataset_name]
+    return list(config.groups or config.classes or dataset(profile, dataset_name).class_names)
+
+
+def dataset(profile: Profile, dataset_name: str, split: str | None = None) -> Dataset:
+    """Data set `dataset_name` ("voc", "coco"), test split by default; a set that the profile can make is made if missing.
+
+    Raises:
+        UserError: unknown data set or split; a real data set that is missing or half there.
+    """
+    if dataset_name not in profile.datasets:
+        raise UserError(
+            f"profile '{profile.name}' has no data set '{dataset_name}': it has {', '.join(profile.datasets)}"
+        )
+    config = profile.datasets[dataset_name]
+    root = paths.data() / config.root
+    if config.maker:
+        _make_dataset(config, root)
+    seen = tuple(p.stat().st_mtime_ns for p in (root, root / "annotations", root / STAMP) if p.exists())
+    data = _opened(config.format, root, split or config.split, tuple(config.classes or ()), seen)
+    return Grouped(data, config.groups) if config.groups else data
+
+
+@functools.lru_cache(maxsize=8)
+def _opened(form: str, root: Path, split: str, names: tuple[str, ...], _seen: tuple[int, ...]) -> Dataset:
+    """Read once as long as the folder stays as it was `_seen`: COCO's json is large, and every stage asks for it."""
+    return DATASET_READERS.find(form)(root, split, names or None)
+
+
+CODE = ("method", "data", "pipeline/embedding_store.py")  # decides embeddings and heads
+STAMP = "made.json"  # in a data set that was made here: by what, and with which settings
+
+
+def _make_dataset(config: DataConfig, root: Path) -> None:
+    """Make the set unless it is there with these settings; a folder that was not made here is never touched.
+
+    Raises:
+        UserError: such a folder is in the way.
+    """
+    make = imported(config.maker)
+    key = cache.key([config.maker, config.images, config.classes], code=[source_folder(config.maker)])
+    with locked(root):
+        if _stamp(root).get("key") == key:
+            return
+        if root.exists() and any(root.iterdir()) and not (root / STAMP).exists():
+            raise UserError(
+                f"{root} was not made by {config.maker}, and is left alone: name another root in the profile, "
+                "or take the key 'maker' out to use what is there"
+            )
+        beside = root.with_name(root.name + ".making")
+        shutil.rmtree(beside, ignore_errors=True)
+        with writing(root):
+            make(beside, config.images, config.classes)
+            stamp = {"key": key, "maker": config.maker, "images": config.images}
+            (beside / STAMP).write_text(json.dumps(stamp))
+            shutil.rmtree(root, ignore_errors=True)  # made by other code or settings
+            beside.rename(root)
+
+
+def _stamp(root: Path) -> dict:
+    try:
+        return json.loads((root / STAMP).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def training_images(profile: Profile, source: str, names: Sequence[str] | None = None) -> TrainingImages:
+    """Images of each of `names` from `source` ("synthetic", "web") (paper 3.4); by default of every class of the
+    profile's data sets."""
+    if source not in profile.sources:
+        raise UserError(f"profile '{profile.name}' has no source '{source}': it has {', '.join(profile.sources)}")
+    if names is None:
+        names = sorted({name for dataset_name in profile.datasets for name in class_names(profile, dataset_name)})
+    made = collect(paths.data() / "images", source, profile.sources[source], names)
+    _say(f"{len(made.table)} {source} images", made.hit, made.folder)
+    return made
+
+
+def embeddings(profile: Profile, what: str, split: str | None = None) -> EmbeddingStore:
+    """Mask embeddings of a source's images ("synthetic", "web") or of a data set's split ("voc", "coco").
+
+    Those of a source are without masks: the head learns from tokens alone. With `profile.grid`, only those of the
+    points that are nearest to a coarser grid's.
+    """
+    if what in profile.sources:
+        return _embedded_images(profile, what, training_images(profile, what))
+    data = dataset(profile, what, split)
+    ids = list(data.image_ids)
+    origin = cache.key([ids, _files_state(profile, what, data.files)])
+    name = f"{what}-{split or profile.datasets[what].split}"
+    return _embedded(profile, name, ids, lambda i: data.image(ids.index(i)), origin)
+
+
+def _embedded_images(profile: Profile, source: str, made: TrainingImages) -> EmbeddingStore:
+    ids = made.table["file"].tolist()
+    return _embedded(profile, source, ids, lambda i: image_files.read(made.folder / i), made.key, masks=False)
+
+
+def _embedded(
+    profile: Profile, name: str, ids: list, load: Callable[[Any], np.ndarray], origin: str, masks: bool = True
+) -> EmbeddingStore:
+    """The store of the images `load(id)`, in a folder named by `name` and a key of `origin`, SAM and its settings."""
+    folder = paths.data() / profile.name / "embeddings" / f"{name}-{_sam_key(profile, origin, masks)}"
+    hit = sum(1 for _ in folder.glob("[0-9]" * 5 + "/images.json")) == -(-len(ids) // embedding_store.SHARD)
+
+    def stream(some: Iterable) -> Iterator[MaskEmbeddings]:
+        """SAM is loaded when an image is missing, not before."""
+        return extractor(profile).stream(some, load, masks)
+
+    found = embedding_store.build(folder, ids, stream, f"{name} embeddings")
+    _say(f"embeddings of {len(found)} images", hit, folder)
+    return found if profile.grid is None else found.at(coarser(profile.sam.points_per_side, profile.grid))
+
+
+def pictures_folder(profile: Profile) -> Path:
+    """Where the embeddings of single pictures are kept, a file each, as long as SAM and its settings stay."""
+    return paths.data() / profile.name / "pictures" / _sam_key(profile)
+
+
+def _sam_key(profile: Profile, *inputs: Any) -> str:
+    """Of SAM, its settings and what else decides its embeddings."""
+    settings = profile.sam.model_dump(mode="json", exclude=HOW_FAST)
+    return cache.key([*inputs, settings], (*CODE, *sam_code(profile)), [find_checkpoint(profile)])
+
+
+def data_key(profile: Profile, dataset_name: str, split: str | None = None) -> str:
+    """Changes with any picture or annotation of a split."""
+    data = dataset(profile, dataset_name, split)
+    return cache.key([list(data.image_ids), _files_state(profile, dataset_name, [*data.files, *data.truth_files])])
+
+
+def _files_state(profile: Profile, dataset_name: str, files: list[Path]) -> str | list:
+    """What tells a file that was changed: the key of a set that was made here, else each file's size and time."""
+    made = _stamp(paths.data() / profile.datasets[dataset_name].root).get("key")
+    states = ((file.name, file.stat()) for file in files)
+    return made or [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+
+
+def find_checkpoint(profile: Profile) -> Path:
+    """SAM's weights: the file that the profile names, else the published one in the data folder.
+
+    Raises:
+        UserError: it is not there, or has a published file's name and is not that file.
+    """
+    config = profile.sam
+    path = paths.resolve(config.checkpoint) if config.checkpoint else published.checkpoint(config.model)
+    if not path.is_file():
+        how = "put the file there, or name another in the profile"
+        raise UserError(f"SAM checkpoint {path} is missing: {how if config.checkpoint else 'run notebook 00_setup'}")
+    published.check(path)
+    return path
+
+
+def sam_code(profile: Profile) -> list[Path]:
+    """Where the code of a SAM lies that is not segment-anything's own."""
+    return [source_folder(profile.sam.model)] if ":" in profile.sam.model else []
+
+
+def extractor(profile: Profile) -> Extractor:
+    """SAM as the profile wants it, with its weights, on the GPU if there is one."""
+    model = load_sam(profile.sam.model, find_checkpoint(profile), machine.device())
+    return Extractor(model, profile.sam, machine.device())
+
+
+@dataclass(frozen=True)
+class Heads:
+    """A teacher and its student, with one row an epoch of each, and the seconds that it took to train both."""
+
+    teacher: MaskClassifier
+    student: MaskClassifier
+    teacher_history: pd.DataFrame
+    student_history: pd.DataFrame
+    seconds: float
+
+
+def heads(profile: Profile, dataset_name: str, source: str, seed: int, shuffled: bool = False) -> Heads:
+    """Teacher and student for the classes of data set `dataset_name`, trained on images of `source` (paper 3.5).
+
+    `shuffled` gives the images each other's labels: the same training with nothing to learn, a check of the pipeline.
+    """
+    made = training_images(profile, source)
+    return _heads(
+        profile, f"{dataset_name}-{source}-{seed}", source, made, class_names(profile, dataset_name), seed, shuffled
+    )
+
+
+def heads_of(profile: Profile, classes: Mapping[str, Sequence[str]], source: str, seed: int) -> Heads:
+    """Teacher and student for a user's classes, each with the names that it gathers; images are made for the names.
+
+    Where each class has its own name alone, they are those that `heads` trains for such a data set.
+    """
+    names = sorted({name for gathered in classes.values() for name in gathered})
+    made = training_images(profile, source, names)
+    alone = all(list(gathered) == [name] for name, gathered in classes.items())
+    return _heads(profile, f"own-{source}-{seed}", source, made, list(classes) if alone else classes, seed)
+
+
+def _heads(
+    profile: Profile,
+    label: str,
+    source: str,
+    made: TrainingImages,
+    classes: Sequence[str] | Mapping[str, Sequence[str]],
+    seed: int,
+    shuffled: bool = False,
+) -> Heads:
+    found = _embedded_images(profile, source, made)
+    place = paths.data() / profile.name / "heads" / label
+
+    @functools.cache
+    def bags() -> Bags:
+        plain = Bags.of(found.tokens, made.table["class"].tolist(), classes, profile.head.images_per_class)
+        return plain.shuffled(seed) if shuffled else plain
+
+    def one(kind: str, parameters: list, *distilled: Any) -> _Head:
+        """A teacher or a student, from its folder or trained."""
+        ordered = [*classes.items()] if isinstance(classes, Mapping) else classes  # a key heeds the order, too
+        settings = [found.folder.name, profile.grid, profile.head, ordered, seed, shuffled, *parameters]
+        key = cache.key(settings, CODE)
+        folder = place.with_name(f"{place.name}-{kind}-{key}")
+        with locked(folder):
+            trained = _load_head(profile, folder, len(classes))
+            hit = trained is not None
+            if not hit:
+                with machine.timed() as cost:
+                    model, history = train(bags(), profile.head, seed, *distilled, device=machine.device(), label=kind)
+                _save_head(folder, model, history, cost)
+                trained = _load_head(profile, folder, len(classes))
+        _say(f"{kind} for {len(classes)} classes", hit, folder)
+        return trained
+
+    teacher = one("teacher", [])
+    student = one("student", [profile.distillation], teacher.model, profile.distillation)
+    return Heads(
+        teacher.model,
+        student.model,
+        teacher.history,
+        student.history,
+        teacher.cost["seconds"] + student.cost["seconds"],
+    )
+
+
+class _Head(NamedTuple):
+    model: MaskClassifier
+    history: pd.DataFrame
+    cost: dict[str, float]
+
+
+def _save_head(folder: Path, model: MaskClassifier, history: pd.DataFrame, cost: dict[str, float]) -> None:
+    part = folder.with_name(folder.name + ".part")
+    for leftover in (part, folder):
+        shutil.rmtree(leftover, ignore_errors=True)
+    with writing(folder):
+        part.mkdir(parents=True)
+        (part / "head.safetensors").write_bytes(save(model.state_dict()))
+        history.to_csv(part / "history.csv", index=False)
+        (part / "cost.json").write_text(json.dumps(cost))
+        part.rename(folder)
+
+
+def _load_head(profile: Profile, folder: Path, classes: int) -> _Head | None:
+    """What `_save_head` left, or None if it is not there or damaged."""
+    try:
+        weights = load((folder / "head.safetensors").read_bytes())
+        model = MaskClassifier(classes, weights["mean"], weights["std"], profile.head.widths)
+        model.load_state_dict(weights)
+        history = pd.read_csv(folder / "history.csv")
+        cost = json.loads((folder / "cost.json").read_text())
+        return _Head(model.eval().requires_grad_(False).to(machine.device()), history, cost)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):
+        return None

@@ -1,0 +1,120 @@
+"""What if one setting were another one? (paper 4, Table 4; what the paper leaves open; what it does not have)."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from usam.config import Profile
+from usam.data.class_names import NOTHING
+from usam.evaluation import intervals
+from usam.evaluation.scores import Scores, by_head
+from usam.pipeline import granularity, scoring, stages
+from usam.pipeline.methods import Ready
+
+
+def sweep(
+    profile: Profile, dataset_name: str, source: str, split: str, key: str, values: Sequence[Any]
+) -> pd.DataFrame:
+    """U-SAM's scores with each of `values` in place of the profile's own at `key`, all else as it is.
+
+    Each value is run with all seeds of the profile; each run is a row of runs.csv. SAM's embeddings are those that are
+    stored, and a head is trained only if it is another one.
+
+    Args:
+        profile: the settings around which one is changed.
+        dataset_name, source: data set, and images that the head learns from.
+        split: of the data set: the validation split, if choices are to be made.
+        key: "head.a" for instance.
+        values: for it; the profile's own is added if it is not among them.
+
+    Returns:
+        One row a value and score, numbers from small to large: key, value ("all" for None), default (is it the
+        profile's?), score ("miou", "map50"), mean, low, high (95% interval), in [0, 1].
+    """
+    rows = []
+    for changed, value in _in_order(profile, key, values):
+        runs = [_score(profile, changed, dataset_name, source, seed, split) for seed in profile.seeds]
+        for score in ("miou", "map50"):
+            rows.append((key, _words(value), changed == profile, score, *intervals.mean(runs, score)))
+    return pd.DataFrame(rows, columns=["key", "value", "default", "score", "mean", "low", "high"])
+
+
+def _in_order(profile: Profile, key: str, values: Sequence[Any]) -> list[tuple[Profile, Any]]:
+    """The profile with each value at `key`, each once, its own among them; beside them the values."""
+    own: Any = profile.model_dump(mode="json")
+    for word in key.split("."):
+        own = own[word]
+    each: dict[str, tuple[Profile, Any]] = {}
+    for value in (*values, own):
+        changed = profile.changed(key, value)
+        each.setdefault(changed.model_dump_json(), (changed, value))
+    if isinstance(own, str):
+        return list(each.values())
+    return sorted(each.values(), key=lambda one: _rank(one[1]))
+
+
+def _rank(value: Any) -> tuple:
+    """Numbers, or several, from small to large; None, which stands for all, is the largest."""
+    return (value is None, *(value if isinstance(value, (list, tuple)) else (value or 0,)))
+
+
+def _score(profile: Profile, changed: Profile, dataset_name: str, source: str, seed: int, split: str) -> Scores:
+    """A run of `changed`. Where SAM keeps other masks and that is all, the head stays: tokens do not depend on it."""
+    same_masks = changed.sam.model_copy(update={"mask_choice": profile.sam.mask_choice})
+    if changed.sam == profile.sam or same_masks != profile.sam:
+        return scoring.score(changed, dataset_name, source, seed, split=split)
+    student = stages.heads(profile, dataset_name, source, seed).student
+    return scoring.evaluated(
+        changed, dataset_name, source, seed, "U-SAM", lambda: Ready(by_head(student, changed.inference)), split
+    )
+
+
+def _words(value: Any) -> str:
+    if value is None:
+        return "all"
+    if isinstance(value, (list, tuple)):
+        return " · ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+BEYOND_THE_PAPER = {
+    "suppression per class": ("nms_per_class", True),
+    "join parts": ("join_parts", True),
+    "smallest 400 pixels": ("smallest", 400),
+    "smallest 1600 pixels": ("smallest", 1600),
+}
+
+
+def beyond_the_paper(profile: Profile, dataset_name: str, source: str, split: str) -> dict[str, list[Scores]]:
+    """Settings of `inference` that the paper does not have, each alone -> the scores of all seeds; its protocol first.
+
+    Args:
+        profile, dataset_name, source, split: as in `sweep`.
+    """
+    ways = {"the paper's protocol": profile}
+    ways |= {words: profile.changed(f"inference.{key}", value) for words, (key, value) in BEYOND_THE_PAPER.items()}
+    return {
+        words: [scoring.score(changed, dataset_name, source, seed, split=split) for seed in profile.seeds]
+        for words, changed in ways.items()
+    }
+
+
+def others(profile: Profile, dataset_name: str, source: str, split: str) -> dict[str, list[Scores]]:
+    """Every second class of a data set is asked for, all else is background; without and with a class for the others ->
+    the scores of all seeds.
+    """
+    names = stages.class_names(profile, dataset_name)
+    asked, left = names[::2], names[1::2]
+    fewer, alone = granularity.some_of(profile, dataset_name, asked), {name: [name] for name in asked}
+    ways = {"the paper's protocol": alone, f"{NOTHING}: the others": alone | {NOTHING: left}}
+    tried: dict[str, list[Scores]] = {}
+    for words, gathered in ways.items():
+        said = f"{len(asked)} of the classes, {words}"
+        tried[said] = []
+        for seed in profile.seeds:
+            head = stages.heads_of(profile, gathered, source, seed).student
+            way = functools.partial(Ready, by_head(head, profile.inference, len(asked)))
+            tried[said].append(scoring.evaluated(fewer, dataset_name, source, seed, f"U-SAM, {said}", way, split))
+    return tried

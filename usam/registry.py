@@ -1,0 +1,83 @@
+"""What a profile names: functions as "module:function", and three registries, by which the project is extended.
+
+CONTRIBUTING.md says how to add a data set, a source of images or a method.
+"""
+
+import importlib
+import inspect
+from pathlib import Path
+from typing import Any
+
+from usam.errors import UserError
+
+
+class Registry(dict[str, Any]):
+    """Parts of one kind by name; a part is an object, or "module:name", which is imported when it is asked for.
+
+    Args:
+        kind: what the parts are, for messages.
+        parts: those that the project brings along.
+    """
+
+    def __init__(self, kind: str, parts: dict[str, Any]):
+        super().__init__(parts)
+        self.kind = kind
+
+    def find(self, name: str) -> Any:
+        """The part called `name`, or the object that `name` imports as "module:name".
+
+        Raises:
+            UserError: neither a known name nor an importable object.
+        """
+        if name not in self and ":" not in name:
+            raise UserError(f"no {self.kind} '{name}': choose from {', '.join(self)}, or name your own as module:name")
+        part = self.get(name, name)
+        return imported(part) if isinstance(part, str) else part
+
+    def own_code(self) -> list[Path]:
+        """Where the code of the parts lies that are not the project's."""
+        files = [
+            source_folder(part) if isinstance(part, str) else inspect.getsourcefile(part)
+            for part in self.values()
+            if not (part if isinstance(part, str) else part.__module__).startswith("usam.")
+        ]
+        return sorted(Path(file) for file in files if file)
+
+
+# (root, split, class names or None for all) -> a `usam.data.datasets.Dataset`
+DATASET_READERS = Registry("data set reader", {"voc": "usam.data.voc:VocDataset", "coco": "usam.data.coco:read_folder"})
+# `usam.data.sources.ImageSource` objects
+IMAGE_SOURCES = Registry(
+    "source of training images", {"generate": "usam.data.generate:SOURCE", "crawl": "usam.data.crawl:SOURCE"}
+)
+# (profile, data set, source, seed) -> a `usam.pipeline.methods.Ready`
+METHODS = Registry(
+    "method",
+    {
+        "U-SAM": "usam.pipeline.methods:u_sam",
+        "MIL only": "usam.pipeline.methods:mil_only",
+        "shuffled labels": "usam.pipeline.methods:shuffled_labels",
+        "SAM+CLIP": "usam.pipeline.methods:sam_clip",
+        "our masks + true labels": "usam.pipeline.methods:true_labels",
+        "true masks + our labels": "usam.pipeline.methods:true_masks",
+    },
+)
+
+
+def imported(name: str) -> Any:
+    """The object that is named "module:name".
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise UserError(f"'{name}' cannot be imported as module:name ({error}): correct it in the profile") from error
+
+
+def source_folder(name: str) -> Path:
+    """The folder of the package in which "module:name" lies: any of its files may change what it makes."""
+    imported(name)
+    return Path(importlib.import_module(name.partition(":")[0]).__file__).parent
