@@ -216,7 +216,7 @@ def test_a_broken_file_among_others_changes_nothing_of_theirs(tiny, folder):
     whole = annotate(folder, CLASSES, folder.with_name("one"), profile=tiny, score_threshold=0.5).pictures
     for name in ("0.jpg", "aa.jpg", "z.jpg"):
         (folder / name).write_text("I am no picture")
-    shutil.rmtree(stages.pictures_folder(tiny))
+    shutil.rmtree(stages.single_image_folder(tiny))
     found = annotate(folder, CLASSES, folder.with_name("two"), profile=tiny, score_threshold=0.5)
     assert found.skipped["original"].tolist() == ["0.jpg", "aa.jpg", "z.jpg"]
     pd.testing.assert_frame_equal(found.pictures, whole)
@@ -238,7 +238,7 @@ def test_large_pictures_take_turns(tiny, folder, monkeypatch):
 @pytest.mark.parametrize("after", [1, 2])
 def test_a_stopped_run_goes_on_to_the_same_bytes(tiny, folder, monkeypatch, after):
     undisturbed = annotate(folder, CLASSES, folder.with_name("one"), profile=tiny, score_threshold=0.5).out
-    shutil.rmtree(stages.pictures_folder(tiny))
+    shutil.rmtree(stages.single_image_folder(tiny))
     for module, name in ((embedding_store, "save"), (export, "write")):
         with monkeypatch.context() as patch:
             calls, plain = [], getattr(module, name)

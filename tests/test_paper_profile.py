@@ -126,7 +126,7 @@ def house(tmp_path_factory, tiny_parts) -> Path:
 def test_every_notebook_and_table_of_the_paper(house):
     environment = {k: v for k, v in os.environ.items() if k not in ("USAM_DATA", "USAM_RESULTS")}
     environment["PYTHONPATH"] = str(house)
-    command = [sys.executable, "-P", "-m", "usam.run", "--profile", "rehearsal"]
+    command = [sys.executable, "-P", "-m", "usam.cli", "--profile", "rehearsal"]
     run = subprocess.run(command, cwd=house, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     results = house / "results" / "rehearsal"

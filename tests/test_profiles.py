@@ -3,10 +3,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from pydantic import ValidationError
 
-from usam import paths, profiles
+from usam import machine, paths, profiles
 from usam.errors import UserError
 
 SMOKE = yaml.safe_load((paths.PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
@@ -92,7 +93,7 @@ def test_values_of_the_file_are_taken(tmp_path):
 
 @pytest.mark.parametrize(
     "where",
-    ["sed", "sam.modell", "head.epoch", "distillation.tau", "inference.nms", "sources.web.count", "datasets.voc.path"],
+    ["sed", "sam.modell", "head.epoch", "distillation.tau", "inference.nms", "datasets.voc.path"],
 )
 def test_unknown_key_is_named(tmp_path, where):
     content = SMOKE | {part: SMOKE.get(part, {}) for part in ("distillation", "inference")}
@@ -125,7 +126,6 @@ def test_unknown_key_is_named(tmp_path, where):
         ("datasets", {}),
         ("datasets.voc.classes", ["dog"]),  # a softmax over one class is always sure
         ("world", ["a"]),
-        ("datasets.voc.format", "pascal"),
         ("datasets.voc.classes", "dog"),
         ("sources.web.per_class", -1),
     ],
@@ -155,10 +155,24 @@ def test_choices_are_not_made_on_the_test_split(tmp_path):
     assert "datasets.voc" in message(tmp_path) and "choices must not be made on test images" in message(tmp_path)
 
 
-def test_a_source_names_one_way(tmp_path):
-    for source in ({"per_class": 1}, {"per_class": 1, "generate": {"model": "a"}, "crawl": {}}):
-        write(tmp_path, changed("sources.web", source))
-        assert "sources.web" in message(tmp_path) and "name one of generate and crawl" in message(tmp_path)
+@pytest.mark.parametrize(
+    "source, said",
+    [
+        ({"per_class": 1}, "name one kind of source (generate, crawl), found none"),
+        ({"per_class": 1, "generate": {"model": "a"}, "crawl": {}}, "name one kind of source"),
+        (
+            {"per_class": 1, "draw": {}},
+            "no source of training images 'draw': choose from generate, crawl, or name your",
+        ),
+        ({"per_class": 1, "nowhere:SOURCE": {}}, "'nowhere:SOURCE' cannot be imported as module:name"),
+        ({"per_class": 1, "crawl": {}, "count": 3}, "count: unknown key (a typing error?)"),
+        ({"per_class": 1, "crawl": {"tempo": 3}}, "crawl.tempo: unknown key (a typing error?)"),
+        ({"per_class": 1, "generate": {"model": "a", "steps": 0}}, "generate.steps: Input should be greater"),
+    ],
+)
+def test_a_source_is_of_one_known_kind(tmp_path, source, said):
+    write(tmp_path, changed("sources.web", source))
+    assert message(tmp_path).startswith("profiles/mine.yaml: sources.web: ") and said in message(tmp_path)
 
 
 def test_all_mistakes_are_said_at_once(tmp_path):
@@ -167,9 +181,24 @@ def test_all_mistakes_are_said_at_once(tmp_path):
     assert all(key in message(tmp_path) for key in ("head.epochs", "head.size", "seeds"))
 
 
-def test_source_or_data_set_that_nobody_reads(tmp_path):
-    write(tmp_path, changed("datasets.imagenet", SMOKE["datasets"]["voc"]))
-    assert "datasets.imagenet" in message(tmp_path)
+def test_data_sets_and_sources_may_have_any_name(tmp_path):
+    write(tmp_path, changed("datasets.drawings", SMOKE["datasets"]["voc"]))
+    assert set(profiles.load("mine", tmp_path).datasets) == {"voc", "coco", "drawings"}
+
+
+@pytest.mark.parametrize("name", ["pascal", "nowhere:Reader"])
+def test_a_format_that_nobody_reads(tmp_path, name):
+    write(tmp_path, changed("datasets.voc.format", name))
+    said = "no data set reader 'pascal': choose from voc, coco, or name your own" if name == "pascal" else "cannot be"
+    assert message(tmp_path).startswith("profiles/mine.yaml: datasets.voc.format: ") and said in message(tmp_path)
+
+
+def test_a_precision_that_the_machine_cannot_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "device", lambda: torch.device("cpu"))
+    write(tmp_path, changed("sam.precision", "float16"))
+    assert message(tmp_path) == (
+        "profiles/mine.yaml: sam.precision: float16 needs a GPU, and there is none: write auto, float32 or bfloat16"
+    )
 
 
 @pytest.mark.parametrize("text", ["a: [1, 2", "a: b: c", "\t- x", b"\xff\xfe\x00w"])

@@ -136,9 +136,9 @@ def test_failing_cell_leaves_no_finished_notebook(house, monkeypatch, capsys):
 RUN = """
 import sys
 from pathlib import Path
-from usam import paths, run
-paths.NOTEBOOKS, run.inputs = Path(sys.argv[1]) / "notebooks", lambda profile: []
-sys.exit(run.main(["--profile", "smoke"]))
+from usam import cli, paths
+paths.NOTEBOOKS, cli.inputs = Path(sys.argv[1]) / "notebooks", lambda profile: []
+sys.exit(cli.main(["--profile", "smoke"]))
 """
 
 
@@ -159,7 +159,7 @@ def test_ctrl_c_in_a_cell_is_one_line_and_keeps_what_is_finished(house):
     assert ours.returncode == 130, said
     lines = [line for line in said.replace("\r", "\n").splitlines() if line.strip() and "cell/s]" not in line]
     assert [line for line in lines if "s/cell]" not in line and "?cell" not in line] == [
-        "usam: stopped; finished notebooks stay, the same command goes on from there"
+        "usam: stopped; finished notebooks stay, and the same command continues from there"
     ]
     assert (house / "smoke" / "notebooks" / "00_a.ipynb").exists()
     assert not (house / "smoke" / "notebooks" / "01_b.ipynb").exists()
@@ -228,10 +228,10 @@ def test_script_help_and_wrong_options_touch_nothing(shell):
 
 def test_script_installs_once_and_half_an_installation_again(shell):
     code, _, err, asked = shell(pip=1)
-    assert code == 1 and "installation failed" in err and not any("usam.run" in line for line in asked)
+    assert code == 1 and "installation failed" in err and not any("usam.cli" in line for line in asked)
     code, _, _, asked = shell("--only", "03", "--seed=4")
     assert code == 0 and sum("install" in line for line in asked) == 2
-    assert asked[-1] == "-P -m usam.run --only 03 --seed=4"
+    assert asked[-1] == "-P -m usam.cli --only 03 --seed=4"
     code, out, _, asked = shell("test", "-k", "some thing")
     assert code == 0 and "installed already" in out and not any("pip" in line and "install" in line for line in asked)
     assert asked[-1] == "-m pytest -k some thing"
@@ -257,5 +257,5 @@ def test_script_in_the_active_environment(shell, tmp_path):
     (tmp_path / "env" / "bin").mkdir(parents=True)
     shutil.copy(shell.python, tmp_path / "env" / "bin" / "python")
     code, _, _, asked = shell("--active", PATH=f"{tmp_path / 'env' / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    assert code == 0 and asked[-1] == "-P -m usam.run"
+    assert code == 0 and asked[-1] == "-P -m usam.cli"
     assert not (shell.script.parent / ".venv").exists() and (tmp_path / "env" / "usam-installed").is_file()

@@ -10,16 +10,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from miniature.sam import build_sam as build_small
-from usam.config import SamConfig
+from usam import profiles
 from usam.errors import UserError
 from usam.method.sam import build_sam, load_sam
+from usam.pipeline import stages
 
 SMALL = "miniature.sam:build_sam"
 
 
 def refused(path: Path, message: str, model: str = SMALL) -> None:
     with pytest.raises(UserError, match=message) as error:
-        load_sam(SamConfig(model=model, checkpoint=str(path)))
+        load_sam(model, path)
     assert "\n" not in str(error.value) and len(str(error.value)) < 600 and path.name in str(error.value)
 
 
@@ -33,15 +34,17 @@ def test_both_kinds_of_checkpoint_load(tmp_path, weights):
     save_file(weights, tmp_path / "sam.safetensors")
     torch.save(weights, tmp_path / "sam.pth")
     for name in ("sam.safetensors", "sam.pth"):
-        loaded = load_sam(SamConfig(model=SMALL, checkpoint=str(tmp_path / name)))
+        loaded = load_sam(SMALL, tmp_path / name)
         assert all(torch.equal(value, weights[key]) for key, value in loaded.state_dict().items())
         assert not loaded.training and not any(p.requires_grad for p in loaded.parameters())
 
 
 def test_missing_checkpoint(tmp_path):
-    refused(tmp_path / "none.pth", r"none.pth is missing: put the file there")
     (tmp_path / "folder.pth").mkdir()
-    refused(tmp_path / "folder.pth", "is missing")
+    for name in ("none.pth", "folder.pth"):
+        profile = profiles.load("smoke").changed("sam.checkpoint", str(tmp_path / name))
+        with pytest.raises(UserError, match=f"{name} is missing: put the file there"):
+            stages.find_checkpoint(profile)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 1000, 0.5, 0.999])
@@ -103,7 +106,13 @@ def test_weights_of_another_model(tmp_path, weights):
         refused(tmp_path / f"{i}.pth", "does not hold the weights of")
 
 
-@pytest.mark.parametrize("model", ["vit_x", "", "usam.nowhere:sam", "miniature.sam:nothing", "math:pi", ".sam:build"])
+@pytest.mark.parametrize("model", ["vit_x", "", "default"])
 def test_unknown_model(model):
-    with pytest.raises(UserError, match=f"sam.model '{re.escape(model)}': not vit_h, vit_l, vit_b, nor"):
+    with pytest.raises(UserError, match=f"sam.model '{model}': not vit_h, vit_l, vit_b, nor"):
+        build_sam(model)
+
+
+@pytest.mark.parametrize("model", ["usam.nowhere:sam", "miniature.sam:nothing", ".sam:build"])
+def test_model_that_cannot_be_imported(model):
+    with pytest.raises(UserError, match=f"'{re.escape(model)}' cannot be imported as module:name"):
         build_sam(model)

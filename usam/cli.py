@@ -1,4 +1,4 @@
-"""Run the notebooks in order and keep what they made: `python -m usam.cli --profile mini`."""
+"""Run the notebooks in order, and reuse what is still valid: `python -m usam.cli --profile mini`."""
 
 import argparse
 import hashlib
@@ -33,7 +33,7 @@ class Job:
         notebook: the file as it is in the repository.
         output: where the executed notebook goes.
         parameters: what is put behind the notebook's `parameters` cell.
-        key: SHA-256 of all that decides the result; kept in the executed notebook.
+        key: SHA-256 of all that decides the result, noted in the executed notebook.
     """
 
     notebook: Path
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def partial(self) -> Path:
-        """Where the notebook is while it runs, so that a half-executed one never looks finished."""
+        """Where the notebook is written while it runs: a half-executed one never looks finished."""
         return self.output.with_suffix(".partial.ipynb")
 
 
@@ -68,19 +68,22 @@ def read(notebook: Path) -> nbformat.NotebookNode:
         raise UserError(f"{notebook} is no readable notebook ({error}): restore it from the repository") from error
 
 
-def plan(notebooks: Path, results: Path, parameters: dict[str, Any], inputs: Sequence[Path]) -> list[Job]:
+def plan(
+    notebooks: Path, results: Path, parameters: dict[str, Any], inputs: Sequence[Path], settings: Any = None
+) -> list[Job]:
     """All notebooks `NN_name.ipynb` of a folder in order, without those marked `usam.interactive` in their metadata.
 
     Args:
         notebooks: folder of the notebooks.
         results: folder of the run; executed notebooks go below it.
         parameters: given to every notebook.
-        inputs: files that decide results beside the notebooks: profile, code, weights.
+        inputs: other files that decide the results: profile, code, weights.
+        settings: as they are on this machine, JSON-like; they decide results, too.
 
     Raises:
-        UserError: there is no notebook, one cannot be read, or one does not know a parameter.
+        UserError: there is no notebook, one cannot be read, or one has no such parameter.
     """
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([parameters, settings], sort_keys=True).encode())
     for file in inputs:
         digest.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
     jobs = []
@@ -98,7 +101,7 @@ def plan(notebooks: Path, results: Path, parameters: dict[str, Any], inputs: Seq
 
 
 def check_parameters(notebook: Path, content: nbformat.NotebookNode, parameters: dict[str, Any]) -> None:
-    """Papermill only warns of a parameter that no notebook knows, and the run goes on with the default: an error here.
+    """An unknown parameter is an error: papermill only warns, and runs the notebook with its default.
 
     Raises:
         UserError: no `parameters` cell, no kernel named, or a parameter that is not in the cell.
@@ -132,7 +135,7 @@ def choose(jobs: list[Job], only: str | None = None, start: str | None = None) -
 
 
 def is_valid(job: Job, data: Path) -> bool:
-    """Whether the executed notebook is there, made from the same inputs, and nothing it left has been deleted."""
+    """Whether the executed notebook exists, made from the same inputs, and none of its results was deleted."""
     try:
         known = nbformat.read(job.output, as_version=4).metadata.get("usam", {})
     except (OSError, ValueError, AttributeError):
@@ -168,12 +171,11 @@ def execute(job: Job, root: Path, data: Path) -> None:
             kernel_name="python3",
             cwd=root,
             progress_bar={"desc": job.notebook.stem},
-            coalesce_streams=True,  # of a progress bar only the last state is kept, not hundreds of lines
+            coalesce_streams=True,  # of a progress bar, the last state alone
             start_timeout=600,  # seconds; a busy machine can need more than papermill's 60
             config=Config(KernelManager={"transport_encryption": "auto"}),  # else each kernel warns that it is not
         )
-        # Papermill notes where the files lay on this machine: names are enough.
-        done.metadata.papermill.update(input_path=job.notebook.name, output_path=job.output.name)
+        done.metadata.papermill.update(input_path=job.notebook.name, output_path=job.output.name)  # no paths
         files = sorted(name for name, when in _written(job).items() if before.get(name) != when)
         left = {"key": job.key, "data": data.exists(), "files": files}
         done.metadata["usam"] = {**done.metadata.get("usam", {}), **left}
@@ -189,7 +191,7 @@ def execute(job: Job, root: Path, data: Path) -> None:
 
 
 def _without_widgets(notebook: nbformat.NotebookNode) -> None:
-    """A widget is nothing without its kernel: what it says of itself in HTML stays."""
+    """Remove widgets, which need a kernel; their HTML stays."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
@@ -205,14 +207,14 @@ def _failure(job: Job, place: str, reason: str) -> str:
     return (
         f"{job.notebook.name}, {place}: {reason}\n"
         f"  what was executed: {job.partial}\n"
-        f"  to go on after mending: the same command with --from {job.number}"
+        f"  to continue after fixing it: the same command with --from {job.number}"
     )
 
 
 def _use_own_kernel(folder: str) -> None:
     """Let "python3" mean this interpreter from now on, whatever kernels the user has registered.
 
-    A kernel that is stopped in the middle of a cell logs a traceback of its own: not to a user who pressed Ctrl-C.
+    Its log level hides the traceback that a kernel prints when Ctrl-C stops it in a cell.
     """
     write_kernel_spec(Path(folder) / "kernels" / "python3", extra_arguments=["--log-level=CRITICAL"])
     os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
@@ -228,7 +230,7 @@ def run(jobs: list[Job], root: Path, data: Path, force: bool = False) -> None:
         _use_own_kernel(folder)
         for job in jobs:
             if not force and is_valid(job, data):
-                print(f"{job.notebook.stem}: reused, nothing it depends on has changed", flush=True)
+                print(f"{job.notebook.stem}: reused (its inputs have not changed)", flush=True)
                 continue
             start = time.perf_counter()
             execute(job, root, data)
@@ -236,20 +238,21 @@ def run(jobs: list[Job], root: Path, data: Path, force: bool = False) -> None:
 
 
 def inputs(profile: str) -> list[Path]:
-    """The files that decide the results of a run: the profile, its weights, the package, the versions of all others.
+    """The files that decide the results of a run: the profile, its weights and models, all code, the locked versions.
 
-    What 00_setup downloads is not among them: `usam.downloads`, which is, says what it has to be. Nor are data sets and
-    web images: `--from NN` runs again after those have changed.
+    Published files are not among them: `usam.data.published` lists their checksums. Nor are data sets and web images:
+    after a change in those, use `--from NN`.
     """
     loaded = profiles.load(profile)
+    own = [file for place in stages.own_code(loaded) for file in sorted(place.glob("*.py")) or [place]]
     package = [p for p in sorted(paths.PACKAGE.rglob("*")) if p.is_file() and p.suffix not in {".pyc", ".md"}]
     weights = [stages.find_checkpoint(loaded)] if loaded.sam.checkpoint else []
     others = [file for model in sorted(published.models(loaded)) for file in huggingface.model_files(model)]
-    return [*profiles.files(profile), *weights, paths.ROOT / "requirements.lock", *package, *others]
+    return [*profiles.files(profile), *weights, paths.ROOT / "requirements.lock", *package, *own, *others]
 
 
 def summary(results: Path, seconds: float) -> str:
-    """The run's tables as they are on disk, what it cost, and where everything lies."""
+    """The tables of a run, its cost, and where the results are."""
     tables = [f"{p}\n\n{_shown(p)}\n" for p in sorted(results.glob("tables/*.md"))]
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
@@ -279,7 +282,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """The command line; returns the exit code: 0, 1 for an error the user can mend, 130 for Ctrl-C."""
+    """The command line; returns the exit code: 0, 1 for an error that the user can fix, 130 for Ctrl-C."""
     options = _arguments(argv)
     for name in ("USAM_DATA", "USAM_RESULTS"):
         if folder := os.environ.get(name):  # made absolute: the kernels work in another directory
@@ -289,16 +292,17 @@ def main(argv: list[str] | None = None) -> int:
         profile = profiles.load(options.profile, seed=options.seed)
         parameters = {"profile": options.profile} | ({} if options.seed is None else {"seed": options.seed})
         results, data = paths.results(options.profile), paths.data() / options.profile
-        jobs = choose(plan(paths.NOTEBOOKS, results, parameters, inputs(options.profile)), options.only, options.start)
+        jobs = plan(paths.NOTEBOOKS, results, parameters, inputs(options.profile), profile.decisive())
+        jobs = choose(jobs, options.only, options.start)
         run(jobs, paths.ROOT, data, force=options.only is not None)
         print(summary(results, time.perf_counter() - start))
-        if (results / "runs.csv").exists():  # after the first notebooks alone there is nothing to show yet
+        if (results / "runs.csv").exists():
             print(f"all on one page: {html_report.build(profile)}")
     except UserError as error:
         print(f"usam: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\nusam: stopped; finished notebooks stay, the same command goes on from there", file=sys.stderr)
+        print("\nusam: stopped; finished notebooks stay, and the same command continues from there", file=sys.stderr)
         return 130
     return 0
 

@@ -26,8 +26,8 @@ Seconds = Annotated[float, Field(gt=0)]
 Pause = Annotated[float, Field(ge=0)]
 
 
-# "auto" becomes what this machine is good at, so that a profile always says what it computes with: bfloat16 on GPUs and
-# on CPUs that multiply it, else float32
+# "auto" is replaced when a profile is read, so that it always names what it computes with: bfloat16 on GPUs and on CPUs
+# with units for it, else float32
 Precision = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     AfterValidator(machine.supported_precision),
@@ -70,7 +70,7 @@ class SamConfig(_Strict):
         checkpoint: weights, `.pth` or `.safetensors`; relative paths start at the repository. By default those that
             segment-anything published for the model, which 00_setup downloads.
         points_per_side: side of the point grid; d = its square (10, so d = 100).
-        mask_choice: which of a prompt's masks is kept: "best" = the multimask output with the highest predicted
+        mask_choice: which of a prompt's masks is used: "best" = the multimask output with the highest predicted
             IoU, "single" = SAM's single-mask output.
         precision: arithmetic of image encoder and mask decoder; see `Precision`.
         image_per_core: without a GPU, each core works on an image of its own, instead of all on the same: faster for
@@ -174,6 +174,8 @@ class SourceConfig(_Strict):
         if not isinstance(content, dict) or "kind" in content:
             return content
         kinds = [name for name in content if name != "per_class"]
+        if odd := [name for name in kinds if name not in IMAGE_SOURCES and not isinstance(content[name], dict)]:
+            raise ValueError(f"{odd[0]}: unknown key (a typing error?)")
         if len(kinds) != 1:
             raise ValueError(
                 f"name one kind of source ({', '.join(IMAGE_SOURCES)}), found {', '.join(kinds) or 'none'}"
@@ -344,5 +346,5 @@ class Profile(_Strict):
         return type(self).model_validate_json(json.dumps(content))
 
     def decisive(self) -> dict[str, Any]:
-        """What decides a score beside seed and code, as plain values: the `parameters` of a row in runs.csv."""
+        """All settings that decide a score, as plain values: the `parameters` of a row in runs.csv."""
         return self.model_dump(mode="json", exclude={"name": True, "world": True, "seeds": True, "sam": HOW_FAST})

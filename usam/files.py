@@ -23,7 +23,7 @@ def file_sha(path: Path, _modified: int, _size: int) -> str:
 
 
 def sha256(path: Path) -> str:
-    """Of a file's content, in hex digits."""
+    """SHA-256 of a file's content, in hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -54,7 +54,7 @@ def read_csv(file: Path, **options: Any) -> pd.DataFrame:
 
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
-    """Turns what the operating system says inside into one line.
+    """Turn an error of the operating system inside the block into one line.
 
     Raises:
         UserError: a full disk, a folder that must not be written.
@@ -70,7 +70,7 @@ def writing(place: Path) -> Iterator[None]:
 
 @contextmanager
 def locked(target: Path) -> Iterator[None]:
-    """Nobody else, thread or process, is in here for the same file or folder: another notebook may be at work."""
+    """Lock a file or folder against all other threads and processes, such as another notebook."""
     lock = FileLock(target.with_name(f".{target.name}.lock"))
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -84,14 +84,14 @@ def locked(target: Path) -> Iterator[None]:
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Write beside `file`, then move into place: readers see the old content or the new, never half."""
-    beside = file.with_name(f".{file.name}.part")
+    """Write a temporary file and move it into place: readers see the old content or the new one, never a part."""
+    temporary = file.with_name(f".{file.name}.part")
     try:
         with writing(file):
             file.parent.mkdir(parents=True, exist_ok=True)
-            beside.write_bytes(content.encode() if isinstance(content, str) else content)
-            os.replace(beside, file)
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            os.replace(temporary, file)
     except UserError:
         with contextlib.suppress(OSError):
-            beside.unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
         raise

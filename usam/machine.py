@@ -30,7 +30,7 @@ PACKAGES = (
 
 
 def device() -> torch.device:
-    """The GPU if there is one."""
+    """The GPU, or the CPU where there is none."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -50,8 +50,8 @@ def supported_precision(precision: str) -> str:
 def best_precision(kind: str) -> str:
     """What "auto" means on "cpu" or "cuda": "bfloat16" where the hardware multiplies it, else "float32".
 
-    A CPU without such units computes bfloat16 too, two to five times slower than float32, and does not say so. One that
-    has them is timed for some 50 ms, since a convolution can still be slow where matrix products are fast.
+    A CPU without units for bfloat16 computes it two to five times slower than float32, without a warning. One that has
+    them is timed for about 50 ms, since convolutions can be slow where matrix products are fast.
     """
     if kind != "cpu":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"

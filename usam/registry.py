@@ -48,7 +48,7 @@ class Registry(dict[str, Any]):
 DATASET_READERS = Registry("data set reader", {"voc": "usam.data.voc:VocDataset", "coco": "usam.data.coco:read_folder"})
 # `usam.data.sources.ImageSource` objects
 IMAGE_SOURCES = Registry(
-    "source of training images", {"generate": "usam.data.generate:SOURCE", "crawl": "usam.data.crawl:SOURCE"}
+    "source of training images", {"generate": "usam.data.generate:SOURCE", "crawl": "usam.data.web_images:SOURCE"}
 )
 # (profile, data set, source, seed) -> a `usam.pipeline.methods.Ready`
 METHODS = Registry(

@@ -129,7 +129,7 @@ def annotate(
     asked = find(images, folder)
     _check_room(folder, asked, chosen.sam.points_per_side**2)
     published.get_files(chosen.model_copy(update={"datasets": {}}))  # SAM, if it is a published one
-    model, place = stages.heads_of(chosen, gathered, source, seed).student, stages.pictures_folder(chosen)
+    model, place = stages.heads_of(chosen, gathered, source, seed).student, stages.single_image_folder(chosen)
     with locked(folder / RECORDS / "run"):
         kept = {p.name: place / p.state[:2] / f"{p.state}.npz" for p in asked}
         skipped = _embed(asked, kept, chosen)
@@ -278,7 +278,7 @@ def _answer(
 
     A picture that cannot be read any more is added to `skipped`.
     """
-    masks = stages.pictures_folder(profile).name  # a key of SAM and its settings
+    masks = stages.single_image_folder(profile).name  # a key of SAM and its settings
     key = cache.key([_digest(model), names, profile.inference, profile.grid, masks], CODE)
 
     def one(picture: InputImage) -> dict[str, Any] | None:

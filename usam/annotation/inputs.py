@@ -1,4 +1,4 @@
-"""A user's pictures: which files they are, what they are called in the data set, how they are read."""
+"""A user's input: class names in several forms, and image files: how they are found, named and read."""
 
 import hashlib
 import itertools
@@ -6,30 +6,81 @@ import os
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 from PIL import Image
 
-from usam.annotation.export import RECORDS
 from usam.data import image_files
+from usam.data.class_names import NOTHING, check_names
 from usam.errors import UserError
 from usam.pipeline import cache
 
-LARGEST_SIDE = 32_766  # pixels; OpenCV warps no larger ones
-LARGE = 2**24  # pixels
-LONGEST = 150  # bytes of a name; a file's ends at 255
+RECORDS = ".records"  # folder in every data set that `annotate` writes
+LARGEST_SIDE = 32_766  # pixels; OpenCV warps no larger images
+LARGE = 2**24  # pixels of an image of which memory should hold one at a time
+LONGEST_NAME = 150  # bytes; file systems allow 255
+MOST_CLASSES = 254  # a VOC map has 256 values, two of which are background and void
+
+ImageChoice = str | Path | Sequence[str | Path]
+ClassChoice = str | Sequence[str] | Mapping[str, Sequence[str]]
+
+
+def gathered_names(classes: ClassChoice, others: str | Sequence[str] = ()) -> dict[str, tuple[str, ...]]:
+    """Class -> the names that it gathers; the class of `others`, `NOTHING`, comes last.
+
+    Raises:
+        UserError: fewer than two classes, or too many; a name that cannot be used, or is given twice.
+    """
+    given = _parsed(classes)
+    pairs = list(given.items()) if isinstance(given, dict) else [(name, [name]) for name in given]
+    check_names(list(dict(pairs)))
+    if NOTHING in dict(pairs):
+        raise UserError(f"the class name '{NOTHING}' is reserved for `others`: give those names as `others`")
+    if left_alone := _parsed(others):
+        pairs.append((NOTHING, list(left_alone)))
+    names = [name for _, some in pairs for name in some]
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"'{repeated[0]}' is named twice: use each name once, in one class or in `others`")
+    if empty := [name for name, some in pairs if not some]:
+        raise UserError(f"class '{empty[0]}' gathers no names: add some, or leave the class out")
+    if len(pairs) < 2:
+        raise UserError(
+            f"one class alone, '{pairs[0][0]}', cannot be told from anything else: name two or more, separated by "
+            "commas, or name as `others` what should be left alone"
+        )
+    if len(pairs) > MOST_CLASSES:
+        raise UserError(f"{len(pairs)} classes are too many for a VOC map: name at most {MOST_CLASSES}")
+    check_names(names)
+    return {name: tuple(some) for name, some in pairs}
+
+
+def _parsed(names: Any) -> list[str] | dict[str, list[str]]:
+    """Names as they were given; text is read as YAML: "dog, bicycle", "[dog, bicycle]", "{animal: [cat, dog]}"."""
+    if isinstance(names, str):
+        try:
+            names = yaml.safe_load(names) or []
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"class names {names!r} cannot be read: write 'dog, bicycle' or '{{animal: [cat, dog]}}'"
+            ) from error
+    if isinstance(names, str):
+        return [name.strip() for name in names.split(",") if name.strip()]
+    if isinstance(names, Mapping):
+        return {str(name): list(_parsed(some)) for name, some in names.items()}
+    return [str(name).strip() for name in (names if isinstance(names, Iterable) else [names])]
 
 
 class InputImage(NamedTuple):
-    """A picture to be annotated.
+    """An image to be annotated.
 
     Attributes:
-        file: where it lies.
-        original: its path seen from the folder in which all pictures of the run lie.
+        file: its path.
+        original: its path from the folder that holds all images of the run.
         name: of its files in the data set, without ending.
         size: in bytes.
         state: a key that changes when the file does.
@@ -42,74 +93,75 @@ class InputImage(NamedTuple):
     state: str
 
 
-def beside(images: str | Path | Sequence[str | Path]) -> Path:
-    """Where the data set goes if nothing is said: "photos" and "photos/*.jpg" -> "photos-labelled"."""
+def default_out(images: ImageChoice) -> Path:
+    """Where the data set goes by default: "photos" and "photos/*.jpg" -> "photos-labelled"."""
     if not isinstance(images, str | Path):
-        raise UserError("name the folder `out`: pictures of a list need not lie together")
-    place = _folder(Path(images).expanduser()).resolve()
-    return place.with_name(f"{place.name}-labelled")
+        raise UserError("a list of images has no folder of its own: name the folder of the result as `out`")
+    folder = _folder(Path(images).expanduser()).resolve()
+    return folder.with_name(f"{folder.name}-labelled")
 
 
 def _folder(place: Path) -> Path:
-    """The folder itself, that of a file, or what comes before the signs of a pattern."""
+    """The folder itself, that of a file, or the part of a pattern before its wildcards."""
     while not os.path.isdir(place):
         place = place.parent
     return place
 
 
-def find(images: str | Path | Sequence[str | Path], out: Path) -> list[InputImage]:
-    """The pictures that were asked for, each once, in the order of their paths.
+def find(images: ImageChoice, out: Path) -> list[InputImage]:
+    """The images that were asked for, each once, sorted by path.
 
-    In a folder, these are the files whose ending says that they are; hidden ones, and what lies below `out`, are not
-    looked at, and others are counted in a line. Files that are named or that match a pattern are all taken.
+    From a folder, files with the ending of an image format are taken; hidden files and those below `out` are not, and
+    the rest is counted in a printed line. Files that are named, or match a pattern, are taken whatever their ending.
 
     Raises:
-        UserError: nothing there.
+        UserError: there are none.
     """
-    found: dict[Path, None] = {}
-    others: Counter[str] = Counter()
+    found: set[Path] = set()
+    ignored: Counter[str] = Counter()
     for place in map(Path, [images] if isinstance(images, str | Path) else images):
-        place = place.expanduser()
-        taken = [Path(os.path.abspath(p)) for p in _taken(place, others)]
-        taken = [p for p in taken if not Path(os.path.realpath(p)).is_relative_to(out)]
-        if not taken and not os.path.lexists(place) and not set("*?[") & set(str(place)):
-            raise UserError(f"{place} does not exist: name a folder, a pattern such as 'photos/*.jpg', or files")
-        if not taken:
-            raise UserError(f"no pictures in {place}: name a folder, a pattern such as 'photos/*.jpg', or files")
-        found |= dict.fromkeys(taken)
-    if others:
-        kinds = ", ".join(f"{count} {kind}" for kind, count in others.most_common())
-        print(f"left alone, no endings of pictures that can be read: {kinds.encode(errors='replace').decode()}")
+        files = {Path(os.path.abspath(file)) for file in _files(place.expanduser(), ignored)}
+        files = {file for file in files if not Path(os.path.realpath(file)).is_relative_to(out)}
+        if not files:
+            raise UserError(f"no images found at {place}: name a folder, a pattern such as 'photos/*.jpg', or files")
+        found |= files
+    if ignored:
+        kinds = ", ".join(f"{kind}: {count}" for kind, count in ignored.most_common())
+        print(f"ignored, not image files ({kinds.encode(errors='replace').decode()})")
     return _named(sorted(found))
 
 
-def _taken(place: Path, others: Counter[str]) -> list[Path]:
-    """Files of a folder, a pattern or a file; kinds of those that are left alone go to `others`."""
-    if os.path.isfile(place):
-        return [place]
+def _files(place: Path, ignored: Counter[str]) -> list[Path]:
+    """Files of a folder or a pattern, or the file itself; counts what it leaves out of a folder in `ignored`."""
     folder = _folder(place)
-    if folder != place:
-        try:
-            inside = sorted(folder.glob(str(place.relative_to(folder))))
-        except ValueError as error:
-            raise UserError(f"'{place}' is no pattern ({error}): try 'photos/*.jpg' or 'photos/**/*.jpg'") from error
-        return [p for p in inside if os.path.isfile(p) and not _hidden(p.relative_to(folder))]
+    if folder == place:
+        return _files_below(folder, ignored)
+    if os.path.lexists(place):
+        return [place]
+    try:
+        matches = list(folder.glob(str(place.relative_to(folder))))
+    except ValueError as error:
+        raise UserError(f"'{place}' is no pattern ({error}): try 'photos/*.jpg' or 'photos/**/*.jpg'") from error
+    return [path for path in matches if not os.path.isdir(path) and not _hidden(path.relative_to(folder))]
+
+
+def _files_below(folder: Path, ignored: Counter[str]) -> list[Path]:
     endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    results = {mark.parent for mark in place.rglob(RECORDS)}  # of earlier runs
-    taken = []
-    for path in sorted(place.rglob("*")):
+    results = {records.parent for records in folder.rglob(RECORDS)}
+    files = []
+    for path in folder.rglob("*"):
         ending = path.suffix.lower()
-        if _hidden(path.relative_to(place)) or (os.path.isdir(path) and not path.is_symlink()):
+        if _hidden(path.relative_to(folder)) or (os.path.isdir(path) and not path.is_symlink()):
             continue
         if results & set(path.parents):
-            others["files of earlier results"] += 1
+            ignored["files of earlier results"] += 1
         elif os.path.isdir(path):
-            others["links to folders"] += 1
+            ignored["links to folders"] += 1
         elif ending in endings:
-            taken.append(path)
+            files.append(path)
         else:
-            others[ending or "without ending"] += 1
-    return taken
+            ignored[ending or "without ending"] += 1
+    return files
 
 
 def _hidden(path: Path) -> bool:
@@ -117,60 +169,61 @@ def _hidden(path: Path) -> bool:
 
 
 def _named(files: Sequence[Path]) -> list[InputImage]:
-    root, pictures, taken = Path(os.path.commonpath([file.parent for file in files])), [], set()
+    root, images, taken = Path(os.path.commonpath([file.parent for file in files])), [], set()
     for file in files:
         original = file.relative_to(root)
-        name = re.sub(r"[^\w.\- ]", "_", original.with_suffix("").as_posix()).strip(" .") or "picture"
-        if len(name.encode()) > LONGEST:
+        name = re.sub(r"[^\w.\- ]", "_", original.with_suffix("").as_posix()).strip(" .") or "image"
+        if len(name.encode()) > LONGEST_NAME:
             digest = hashlib.sha256(os.fsencode(original)).hexdigest()[:16]
-            name = f"{name.encode()[: LONGEST - 17].decode(errors='ignore')}-{digest}"
-        copies = (name if k == 1 else f"{name}-{k}" for k in itertools.count(1))
-        name = next(one for one in copies if one.lower() not in taken)  # some file systems do not tell A from a
+            name = f"{name.encode()[: LONGEST_NAME - 17].decode(errors='ignore')}-{digest}"
+        numbered = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
+        name = next(one for one in numbered if one.lower() not in taken)  # some file systems ignore case
         taken.add(name.lower())
-        state = file.stat() if os.path.exists(file) else file.lstat()  # a link that leads nowhere is skipped, and said
-        key = cache.key([os.fsencode(file).hex(), state.st_size, state.st_mtime_ns])
-        pictures.append(
-            InputImage(file, original.as_posix().encode(errors="replace").decode(), name, state.st_size, key)
-        )
-    return pictures
+        status = file.stat() if os.path.exists(file) else file.lstat()  # a broken link is skipped later, with a reason
+        key = cache.key([os.fsencode(file).hex(), status.st_size, status.st_mtime_ns])
+        printable = original.as_posix().encode(errors="replace").decode()
+        images.append(InputImage(file, printable, name, status.st_size, key))
+    return images
 
 
 class Unreadable(UserError):
-    """Why a picture cannot be annotated, in a few words."""
+    """Says in a few words why an image cannot be annotated."""
 
 
 def read(file: Path) -> np.ndarray:
-    """A picture (H, W, 3) uint8 RGB; see `images.rgb`.
+    """An image (H, W, 3) uint8 RGB; see `image_files.rgb`.
 
     Raises:
-        Unreadable: it is not.
+        Unreadable: it cannot be read, or is too large.
     """
+    if os.path.exists(file) and not os.path.isfile(file):
+        raise Unreadable("not a regular file but a pipe, a socket or a device")
     try:
         image = image_files.read(file)
     except Exception as error:  # a damaged file can raise anything
-        raise Unreadable(_words(error.__cause__ or error, file)) from error
+        raise Unreadable(_reason(error.__cause__ or error, file)) from error
     if max(image.shape) > LARGEST_SIDE:
-        raise Unreadable(f"{max(image.shape)} pixels a side are more than {LARGEST_SIDE}: cut it or make it smaller")
+        raise Unreadable(f"a side of {max(image.shape)} pixels; at most {LARGEST_SIDE} are possible: make it smaller")
     return image
 
 
-def _words(error: BaseException, file: Path) -> str:
-    said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    if "cannot identify image file" in said:
-        return "an empty file" if not file.stat().st_size else "no picture, or of a kind that Pillow cannot read"
-    return " ".join(said.split()) or f"damaged ({type(error).__name__})"
+def _reason(error: BaseException, file: Path) -> str:
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    if "cannot identify image file" in reason:
+        return "not an image, or of a kind that Pillow cannot read" if file.stat().st_size else "an empty file"
+    return " ".join(reason.split()) or f"damaged ({type(error).__name__})"
 
 
 _large = threading.Lock()
 
 
 @contextmanager
-def one_large_at_a_time(file: Path) -> Iterator[None]:
-    """Several copies of 50 million pixels are memory enough: one thread at a time holds a picture of such a size."""
+def reading(file: Path) -> Iterator[np.ndarray]:
+    """What `read` returns; inside, no other thread holds a large image: each takes several times its size in memory."""
     try:
-        with Image.open(file) as image:
+        with Image.open(file if os.path.isfile(file) else os.devnull) as image:
             large = image.width * image.height > LARGE
-    except Exception:  # whoever reads it will say why
+    except Exception:  # `read` raises it again, with its reason
         large = False
     with _large if large else nullcontext():
-        yield
+        yield read(file)

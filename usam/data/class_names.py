@@ -33,7 +33,7 @@ SUPERCLASSES = {
     "transportation": ("aeroplane", "bicycle", "boat", "bus", "car", "motorbike", "train"),
 }
 
-# The class of things that are on the user's images and not asked for: what it is given is dropped.
+# The class of things that the user did not ask for: masks with this label are dropped.
 NOTHING = "nothing of these"
 
 PROMPT = "a photo of a {c}"
@@ -56,15 +56,15 @@ def check_names(names: Sequence[str]) -> None:
     if not names:
         raise UserError("no class names: name at least one")
     for name in names:
-        said = repr(name if len(name) <= LONGEST_NAME else name[:20] + "...")  # on one line, whatever it holds
+        shown = repr(name if len(name) <= LONGEST_NAME else name[:20] + "...")  # on one line
         if len(name) > LONGEST_NAME:
-            raise UserError(f"class name {said} has {len(name)} letters: at most {LONGEST_NAME} are allowed")
+            raise UserError(f"class name {shown} has {len(name)} letters: at most {LONGEST_NAME} are allowed")
         if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9 _-]*[A-Za-z0-9_-])?", name):
             raise UserError(
-                f"class name {said} is no folder name: use English letters, digits, blanks, '-' and '_' alone"
+                f"class name {shown} is no folder name: use English letters, digits, blanks, '-' and '_' alone"
             )
         if sum(folder_name(name).lower() == folder_name(other).lower() for other in names) > 1:
-            raise UserError(f"class name {said} would share its folder with another: name each class once")
+            raise UserError(f"class name {shown} would share its folder with another: name each class once")
 
 
 def folder_name(name: str) -> str:

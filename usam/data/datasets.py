@@ -1,23 +1,16 @@
-"""Test sets on disk, in PASCAL VOC's and COCO's own formats: pictures, semantic maps and instances (paper 4)."""
+"""What a data set is: images, semantic maps and instances (paper 4); `usam.registry.DATASET_READERS` lists readers."""
 
-import json
-from collections.abc import Iterable, Sequence
-from contextlib import redirect_stdout
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
-from pycocotools import mask as rle_tools
-from pycocotools.coco import COCO
 
-from usam.data import class_names
 from usam.errors import UserError
 
 VOID = 255  # neither background nor a class: no score counts these pixels
-
-
 
 
 @dataclass(frozen=True)
@@ -53,7 +46,7 @@ class Example:
 
 
 class Dataset(Protocol):
-    """What the pipeline asks of a test set.
+    """A test set, as the pipeline reads it.
 
     Attributes:
         name: fit for a file name.
@@ -78,8 +71,8 @@ class Dataset(Protocol):
     def image(self, i: int) -> np.ndarray: ...
 
 
-class _Pictures:
-    """What both formats share: ids and picture files in the same order."""
+class ImageFiles:
+    """Ids and image files in the same order."""
 
     def __init__(self, image_ids: list[Any], files: list[Path]) -> None:
         self.image_ids, self.files = image_ids, files
@@ -89,14 +82,10 @@ class _Pictures:
 
     def image(self, i: int) -> np.ndarray:
         """Picture `i` without its masks, (H, W, 3) uint8 RGB, as stored: annotations ignore EXIF orientation."""
-        return np.array(_open(self.files[i]).convert("RGB"))
+        return np.array(open_image(self.files[i]).convert("RGB"))
 
 
-
-
-
-
-def _check_classes(names: tuple[str, ...], known: Iterable[str], source: str) -> None:
+def check_classes(names: tuple[str, ...], known: Iterable[str], source: str) -> None:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise UserError(f"{source} has no class '{unknown[0]}': choose from {', '.join(known)}")
@@ -104,9 +93,7 @@ def _check_classes(names: tuple[str, ...], known: Iterable[str], source: str) ->
         raise UserError(f"{len(names)} classes of {source}: name 1 to {VOID - 1}, each once")
 
 
-
-
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
     try:
         with Image.open(path) as picture:
             picture.load()
@@ -117,21 +104,11 @@ def _open(path: Path) -> Image.Image:
         ) from error
 
 
-
-
-def _size(shape: tuple[int, ...]) -> str:
+def in_pixels(shape: tuple[int, ...]) -> str:
     return f"{shape[1]} x {shape[0]} pixels"
 
 
-
-
-def _require(files: list[Path], source: str) -> None:
+def require_files(files: list[Path], source: str) -> None:
     missing = [file for file in files if not file.is_file()]
     if missing:
         raise UserError(f"{len(missing)} of {len(files)} files of {source} are missing, first {missing[0]}: add them")
-
-
-
-
-
-

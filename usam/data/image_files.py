@@ -1,8 +1,7 @@
 """Image files: where they lie, how they are read and written, and the functions that a profile names."""
 
-import importlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,10 +11,6 @@ from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
 from usam.data.class_names import folder_name
 from usam.errors import UserError
 from usam.files import write_atomically
-
-
-
-
 
 
 def image_file(class_name: str, index: int) -> str:

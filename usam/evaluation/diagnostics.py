@@ -1,4 +1,4 @@
-"""What pictures, data sets and embeddings hold, as tables and numbers, before anything is learnt from them."""
+"""What images, data sets and embeddings contain, and where a method loses what it loses, as tables and numbers."""
 
 from collections.abc import Iterable, Sequence
 
@@ -12,10 +12,10 @@ from usam import machine
 from usam.config import InferenceConfig
 from usam.data.datasets import VOID, Dataset, Example
 from usam.evaluation.metrics import Reliability
-from usam.evaluation.scores import compared_masks, truth_masks
+from usam.evaluation.scores import compared_masks
 from usam.method.head import MaskClassifier
 from usam.method.inference import label_masks, probabilities
-from usam.method.masks import MaskEmbeddings, rle_to_masks, to_image_size
+from usam.method.masks import MaskEmbeddings
 
 KINDS = ("whole", "part", "mixed", "background")
 
@@ -58,7 +58,7 @@ def mean_image(images: Iterable[np.ndarray], side: int = 64) -> np.ndarray:
 def central_points(points_per_side: int) -> np.ndarray:
     """Indices of the middle points of a grid, 4 x 4 of an even one (3 x 3 of an odd one): in `sam.point_grid`'s order.
 
-    A single-object image has its object there, most of the time.
+    A single-object image usually has its object there.
     """
     near = np.abs(np.arange(points_per_side) - (points_per_side - 1) / 2) < 2  # (n,)
     return np.flatnonzero(np.outer(near, near))
@@ -70,21 +70,19 @@ def mask_kinds(example: Example, embeddings: MaskEmbeddings) -> np.ndarray:
     whole: IoU with an object is at least 0.5. part: four fifths of the mask or more lie on one object. background: one
     fifth or less lies on any object (an empty mask, too). mixed: all else.
     """
-    true, _ = truth_masks(example)  # (n, H, W)
-    ours = to_image_size(rle_to_masks(embeddings.masks), embeddings.extent, embeddings.image_size)  # (d, H, W)
+    ours, true, _, iou = compared_masks(example, embeddings)  # (d, H, W), (n, H, W), (n,), (d, n)
     if not len(true):
         return np.full(len(ours), "background", dtype="<U10")
-    flat, truth = (m.reshape(len(m), -1).astype(np.float32) for m in (ours, true))
-    overlap, area = flat @ truth.T, flat.sum(1)  # (d, n), (d,)
-    iou = (overlap / np.maximum(area[:, None] + truth.sum(1) - overlap, 1)).max(1)
-    on_one, on_any = (share / np.maximum(area, 1) for share in (overlap.max(1), overlap.sum(1)))
-    return np.select([iou >= 0.5, on_one >= 0.8, on_any > 0.2], KINDS[:3], KINDS[3])
+    area = np.maximum(ours.sum((1, 2)), 1)  # (d,)
+    on_one = np.stack([(ours & one).sum((1, 2)) for one in true], 1).max(1) / area
+    on_any = (ours & true.any(0)).sum((1, 2)) / area
+    return np.select([iou.max(1) >= 0.5, on_one >= 0.8, on_any > 0.2], KINDS[:3], KINDS[3])
 
 
 def whole_objects(
     dataset: Dataset, store: Sequence[MaskEmbeddings], heads: Sequence[MaskClassifier], config: InferenceConfig
 ) -> list[np.ndarray]:
-    """How many masks cover a whole object, image by image: of all masks of SAM, and of those that each head keeps.
+    """How many masks cover a whole object, image by image: among all masks of SAM, and among those of each head.
 
     Returns:
         First for SAM, then for each of `heads`, (N, 2) int: masks that are "whole" (see `mask_kinds`), and masks.
@@ -93,14 +91,14 @@ def whole_objects(
     def one(i: int) -> list[tuple[int, int]]:
         found = store[i]
         whole = mask_kinds(dataset[i], found) == "whole"
-        kept = [label_masks(probabilities(head, found.tokens), found, config).index for head in heads]
-        return [(whole[index].sum(), len(index)) for index in (np.arange(len(whole)), *kept)]
+        labelled = [label_masks(probabilities(head, found.tokens), found, config).index for head in heads]
+        return [(whole[index].sum(), len(index)) for index in (np.arange(len(whole)), *labelled)]
 
     return list(np.array(list(machine.over_images(one, len(dataset), "whole objects"))).swapaxes(0, 1))
 
 
 def neighbour_agreement(tokens: np.ndarray, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """Do tokens that lie close together belong to the same class? No training, no picture that could fool the eye.
+    """Do tokens that are close to each other belong to the same class? Without training, and without a projection.
 
     Args:
         tokens: (M, dim).
@@ -123,7 +121,7 @@ def neighbour_agreement(tokens: np.ndarray, images: np.ndarray, labels: np.ndarr
 def where_lost(
     dataset: Dataset, store: Sequence[MaskEmbeddings], heads: Sequence[MaskClassifier], config: InferenceConfig
 ) -> list[dict[str, float]]:
-    """How much each step of the way to a labelled mask keeps, as shares in [0, 1]; NaN where nothing was asked.
+    """Where correct labels are lost: the share in [0, 1] that is still right after each step; NaN of nothing.
 
     Returns:
         For each of `heads`,
@@ -140,7 +138,7 @@ def where_lost(
         masks = (covered.sum(), len(covered))
         return np.array([[masks, *_points_kept(example, found, head, config)] for head in heads])
 
-    # (heads, 4 steps as above, 2): kept, asked
+    # (heads, 4 steps as above, 2): right, of how many
     counts = sum(machine.over_images(one, len(dataset), "where it is lost"), np.zeros((len(heads), 4, 2), int))
     shares = np.where(counts[..., 1] > 0, counts[..., 0] / np.maximum(counts[..., 1], 1), np.nan)
     return [dict(zip(("masks", "tokens", "threshold", "background"), row, strict=True)) for row in shares.tolist()]
@@ -155,16 +153,16 @@ def reliability(
 
     Args:
         dataset, store: as in `evaluate`.
-        heads: to be asked.
+        heads: whose scores are judged.
         background: False leaves out the points on background, too.
     """
 
     def one(i: int) -> list[tuple[np.ndarray, np.ndarray]]:
         truth, embeddings = dataset[i].semantic, store[i]
         under = _under_points(truth, embeddings)
-        asked = (under != VOID) & (background | (under != 0))
-        said = [probabilities(head, embeddings.tokens)[asked] for head in heads]
-        return [(p.max(1), p.argmax(1) + 1 == under[asked]) for p in said]
+        counted = (under != VOID) & (background | (under != 0))
+        predicted = [probabilities(head, embeddings.tokens)[counted] for head in heads]
+        return [(p.max(1), p.argmax(1) + 1 == under[counted]) for p in predicted]
 
     answers = zip(*machine.over_images(one, len(dataset), "reliability"), strict=True)
     return [Reliability.of(of_head) for of_head in answers]
@@ -179,10 +177,10 @@ def _under_points(semantic: np.ndarray, embeddings: MaskEmbeddings) -> np.ndarra
 def _points_kept(
     example: Example, embeddings: MaskEmbeddings, head: MaskClassifier, config: InferenceConfig
 ) -> list[tuple[int, int]]:
-    """Counts of one image's grid points for `where_lost`: (kept, asked) of tokens, threshold and background."""
+    """Counts of one image's grid points for `where_lost`: (right, of how many) of tokens, threshold and background."""
     probability = probabilities(head, embeddings.tokens)  # (d, C)
     truth = _under_points(example.semantic, embeddings)
     off, on = truth == 0, (truth != 0) & (truth != VOID)
     right = on & (probability.argmax(1) + 1 == truth)
     sure = probability.max(1) >= config.score_threshold
-    return [(k.sum(), asked.sum()) for k, asked in ((right, on), (sure & right, right), (off & ~sure, off))]
+    return [(k.sum(), of.sum()) for k, of in ((right, on), (sure & right, right), (off & ~sure, off))]

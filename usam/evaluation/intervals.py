@@ -40,12 +40,12 @@ def mean(runs: Sequence[Scores], score: str) -> Interval:
 def difference(runs: Sequence[Scores], others: Sequence[Scores], score: str, same_images: bool = True) -> Interval:
     """Mean over the seeds of `score` of `runs` minus that of `others`.
 
-    Pairs stay together: the difference is taken seed by seed, and both sides have the same images drawn.
+    The comparison is paired: the difference is taken seed by seed, and both sides draw the same images.
 
     Args:
         runs, others: as in `mean`, with the same seeds; or one of them has none, and stands against all of the other's.
         score: which one.
-        same_images: False where the sides were scored on different data sets: then each has a draw of its own.
+        same_images: False where the sides were scored on different data sets: then each draws its own images.
     """
     sizes = [images_of(runs)] if same_images else [images_of(runs), images_of(others)]
 

@@ -173,7 +173,7 @@ BINS = 15  # of equal width; how many is a convention
 
 @dataclass(frozen=True)
 class Reliability:
-    """Do scores say how often they are right? Counts of a split, image by image, in bins of the score.
+    """Calibration: how often masks of a given score are right. Counts of a split, image by image, in bins of the score.
 
     Attributes:
         count: (N, BINS) int, masks.

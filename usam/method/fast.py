@@ -11,7 +11,7 @@ from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-PROMPTS_AT_ONCE = {"cpu": 25, "cuda": 200}  # what they need together fits the processor's cache; the GPU's memory
+PROMPTS_AT_ONCE = {"cpu": 25, "cuda": 200}  # so that they fit a processor's cache, or a GPU's memory
 
 
 def decode_prompts(
@@ -39,8 +39,8 @@ def decode_prompts(
     at_once = at_once or PROMPTS_AT_ONCE.get(features.device.type, 200)
     images_at_once = max(1, at_once // number)
     found = []
-    for image, asked in zip(images.split(images_at_once), prompts.split(images_at_once), strict=True):
-        for some in asked.split(at_once, 1):
+    for image, block in zip(images.split(images_at_once), prompts.split(images_at_once), strict=True):
+        for some in block.split(at_once, 1):
             tokens = torch.cat([own.expand(*some.shape[:2], -1, -1), some], 2).flatten(0, 1)  # (n, t, D)
             tokens, pixels = _transform(decoder, tokens, image, places)
             masks, iou = tokens[:, 1 : len(own)], decoder.iou_prediction_head(tokens[:, 0])
@@ -166,9 +166,9 @@ def by_channels(q: Tensor, k: Tensor, v: Tensor, h: Tensor, w: Tensor) -> Tensor
     rows, columns = (torch.eye(n, dtype=k.dtype, device=k.device) for n in (height, width))
     places = torch.cat([rows.repeat_interleave(width, 0), columns.repeat(height, 1)], 1)  # (H W, H + W)
     places = F.pad(places, (0, rest)).expand(*k.shape[:3], -1)
-    asked = F.pad(torch.cat([q * channels**-0.5, h, w], -1), (0, rest))
+    queries = F.pad(torch.cat([q * channels**-0.5, h, w], -1), (0, rest))
     values = F.pad(v, (0, height + width + rest))
-    return F.scaled_dot_product_attention(asked, torch.cat([k, places], -1), values, scale=1.0)[..., :channels]
+    return F.scaled_dot_product_attention(queries, torch.cat([k, places], -1), values, scale=1.0)[..., :channels]
 
 
 def fuse_attention(encoder: nn.Module) -> None:

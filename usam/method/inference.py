@@ -39,9 +39,9 @@ class LabelledMasks:
             painted[mask] = label + 1
         return painted
 
-    def only(self, kept: np.ndarray) -> "LabelledMasks":
-        """Those at the indices, or where the bools `kept` are true."""
-        return LabelledMasks(self.index[kept], self.labels[kept], self.scores[kept], self.masks[kept])
+    def only(self, chosen: np.ndarray) -> "LabelledMasks":
+        """Those at the indices `chosen`, or where its bools are true."""
+        return LabelledMasks(self.index[chosen], self.labels[chosen], self.scores[chosen], self.masks[chosen])
 
     def joined(self) -> "LabelledMasks":
         """Masks of one class that touch (at a corner is enough) or overlap as one, with the highest of their scores."""
@@ -49,8 +49,8 @@ class LabelledMasks:
         touch = (mask_iou(grown, self.masks) > 0) & (self.labels[:, None] == self.labels)
         _, group = csgraph.connected_components(touch, directed=False)
         first = np.unique(group, return_index=True)[1]  # of each group the highest score
-        together = [self.masks[group == group[one]].any(0) for one in np.sort(first)]
-        return dataclasses.replace(self.only(np.sort(first)), masks=np.array(together, bool))
+        unions = [self.masks[group == group[one]].any(0) for one in np.sort(first)]
+        return dataclasses.replace(self.only(np.sort(first)), masks=np.array(unions, bool))
 
 
 @torch.inference_mode()
@@ -92,9 +92,10 @@ def choose(
     """
     scores, labels = probability.max(1), probability.argmax(1)
     low = rle_to_masks(embeddings.masks)  # (d, h, w)
-    kept = np.flatnonzero((scores >= config.score_threshold) & low.any((1, 2)))
-    order = nms(mask_iou(low[kept]), scores[kept], labels[kept], config.nms_iou, config.nms_per_class)
-    index = kept[order]
+    above_threshold = np.flatnonzero((scores >= config.score_threshold) & low.any((1, 2)))
+    candidates = (scores[above_threshold], labels[above_threshold])
+    order = nms(mask_iou(low[above_threshold]), *candidates, config.nms_iou, config.nms_per_class)
+    index = above_threshold[order]
     found = LabelledMasks(index, labels[index], scores[index], low[index])
     if classes is not None:
         found = found.only(found.labels < classes)

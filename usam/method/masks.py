@@ -1,4 +1,4 @@
-"""Masks: on which points they are asked for, how they are kept, compared and brought to an image's size (paper 3.3)."""
+"""Masks and their embeddings: the point grid, run lengths, IoU, and resizing to an image (paper 3.3)."""
 
 import dataclasses
 import math
@@ -13,7 +13,7 @@ from usam.errors import UserError
 
 @dataclass(frozen=True)
 class MaskEmbeddings:
-    """What SAM says about one image, one entry a grid point; d is their number.
+    """SAM's answer on one image, one entry for each of the d grid points.
 
     Attributes:
         tokens: (d, 4, 256) float16, the mask tokens [single, multi-1, multi-2, multi-3]; flattened they are the
@@ -23,7 +23,7 @@ class MaskEmbeddings:
         iou: (d,) float32, SAM's own prediction of each mask's IoU.
         image_size: (H, W) of the image in pixels.
         extent: (height, width) that the image covers on the low-resolution masks; need not be whole numbers.
-        points: (d, 2) float32 of (x, y) in the image's pixels, where each mask was asked for.
+        points: (d, 2) float32 of (x, y) in the image's pixels: the prompts.
     """
 
     tokens: np.ndarray

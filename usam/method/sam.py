@@ -67,10 +67,10 @@ def decode_prompts(
         Logits (B, N, m, 4h, 4w) or None, predicted IoU (B, N, 4), mask tokens (B, N, 4, D).
     """
     answers = []
-    for image, asked in zip(features, prompts, strict=True):
+    for image, own_prompts in zip(features, prompts, strict=True):
         with captured_tokens(sam) as tokens:
             logits, iou = sam.mask_decoder.predict_masks(
-                image[None], positions, asked, no_mask.expand(len(asked), -1, -1, -1)
+                image[None], positions, own_prompts, no_mask.expand(len(own_prompts), -1, -1, -1)
             )
         chosen = logits.take_along_dim(choose(iou)[..., None, None], 1) if choose else None
         answers.append((chosen, iou, tokens[0]))
@@ -140,7 +140,7 @@ class Extractor:
     where coordinates need it, and rounded to that precision before they enter the decoder.
 
     Args:
-        sam: with its weights; it is brought to the device, the precision and the attention that are asked for.
+        sam: with its weights; it is moved to `device` and changed to the profile's precision.
         config: the profile's settings.
         device: where to compute.
     """
@@ -171,7 +171,7 @@ class Extractor:
         Args:
             ids: what `load` makes an image (H, W, 3) uint8 RGB of.
             load: called from several threads.
-            masks: draw them; without, tokens and predicted IoU are all there is.
+            masks: False leaves the masks out, and computes tokens and predicted IoU alone.
         """
         gpu = self.device.type == "cuda"
         readers = machine.processors() if gpu else 1

@@ -124,11 +124,11 @@ def train(
         for rows in torch.randperm(len(labels), generator=order).to(device).split(head.batch_size):
             with _products(head, labels.device):
                 logits = model.layers(inputs(rows)).float()  # (B, d, C)
-            loss, said = _loss(logits, labels[rows], head, None if bad is None else bad[rows], distillation)
+            loss, batch_statistics = _loss(logits, labels[rows], head, None if bad is None else bad[rows], distillation)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            sums += said * len(rows)
+            sums += batch_statistics * len(rows)
         history.append((epoch + 1, *(sums / len(labels)).tolist()))
     return model.eval().requires_grad_(False), pd.DataFrame(
         history, columns=["epoch", "mil", "uncertainty", "bad", "accuracy"]
@@ -162,13 +162,11 @@ def _inputs(model: MaskClassifier, bags: Bags, precision: torch.dtype) -> Callab
 
 @torch.no_grad()
 def _bad_masks(teacher: MaskClassifier, bags: Bags, head: HeadConfig, distillation: DistillationConfig) -> Tensor:
-    """B_i of all images, (N, d) bool: the teacher is frozen, so that it needs to be asked but once."""
+    """B_i of all images, (N, d) bool, from the frozen teacher's logits in float32; computed once, not once an epoch."""
     device, found = teacher.mean.device, []
     threshold = distillation.entropy_threshold * math.log(bags.labels.shape[1])
     for rows in torch.arange(len(bags)).split(head.batch_size):
-        with _products(head, device):
-            opinion = teacher(bags[rows].to(device)).float()
-        found.append(bad_masks(opinion, bags.labels[rows].to(device), threshold))
+        found.append(bad_masks(teacher(bags[rows].to(device)), bags.labels[rows].to(device), threshold))
     return torch.cat(found)
 
 
@@ -177,7 +175,7 @@ def _loss(
 ) -> tuple[Tensor, Tensor]:
     """The objective on one batch, and (mil, uncertainty, bad share, accuracy) of it; a teacher has no `bad`.
 
-    What is said stays on the device: to ask for a number after each step would make a GPU wait.
+    The statistics stay on the device: reading a number after each step would make a GPU wait.
     """
     mil = mil_loss(logits, labels, head.a)
     with torch.no_grad():
@@ -191,7 +189,7 @@ def _loss(
 
 
 def seed_everything(seed: int) -> torch.Generator:
-    """Seed Python, NumPy and torch; returns a CPU generator of its own for orders and initialisations."""
+    """Seed Python, NumPy and torch; returns a CPU generator for the order of images."""
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)

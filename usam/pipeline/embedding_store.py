@@ -9,7 +9,7 @@ that a run that was killed goes on where it stopped:
     00000/masks.npy     the text of all RLEs, one after the other, uint8
     00000/ends.npy      (n, d) int64, where each ends
 
-Whoever asks for an image gets it from the disk: memory does not grow with the store.
+Images are read from the disk when they are needed: memory does not grow with the store.
 
 Embeddings of a single image, which belongs to no set, are a file (`save`, `load`).
 """
@@ -182,8 +182,8 @@ def _is_whole(shard: Path, ids: list[str | int]) -> bool:
 
 
 def _write(shard: Path, ids: list[str | int], embeddings: list[MaskEmbeddings]) -> None:
-    beside = shard.with_suffix(".part")
-    shutil.rmtree(beside, ignore_errors=True)
+    temporary = shard.with_suffix(".part")
+    shutil.rmtree(temporary, ignore_errors=True)
     masks = [mask for one in embeddings for mask in one.masks]
     images = [
         {"id": i, "image_size": e.image_size, "extent": e.extent} | ({"size": e.masks[0]["size"]} if masks else {})
@@ -191,15 +191,15 @@ def _write(shard: Path, ids: list[str | int], embeddings: list[MaskEmbeddings]) 
     ]
     try:
         with writing(shard):
-            beside.mkdir(parents=True)
-            np.save(beside / "tokens.npy", np.stack([e.tokens for e in embeddings]))
-            np.save(beside / "iou.npy", np.stack([e.iou for e in embeddings]))
+            temporary.mkdir(parents=True)
+            np.save(temporary / "tokens.npy", np.stack([e.tokens for e in embeddings]))
+            np.save(temporary / "iou.npy", np.stack([e.iou for e in embeddings]))
             if masks:
-                np.save(beside / "masks.npy", np.frombuffer(b"".join(m["counts"] for m in masks), np.uint8))
+                np.save(temporary / "masks.npy", np.frombuffer(b"".join(m["counts"] for m in masks), np.uint8))
                 ends = np.cumsum([len(m["counts"]) for m in masks], dtype=np.int64)
-                np.save(beside / "ends.npy", ends.reshape(len(embeddings), -1))
-            (beside / "images.json").write_text(json.dumps(images))
-            beside.rename(shard)
+                np.save(temporary / "ends.npy", ends.reshape(len(embeddings), -1))
+            (temporary / "images.json").write_text(json.dumps(images))
+            temporary.rename(shard)
     except UserError:
-        shutil.rmtree(beside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -12,7 +12,7 @@ from usam.pipeline.cache import plain
 
 
 def record(file: Path, **row: Any) -> None:
-    """Write one run into `file` (runs.csv) beside where and with what it ran; replaces the row of the same run.
+    """Write one run with its provenance into `file` (runs.csv), in place of an earlier row of the same run.
 
     Two rows are the same run when all of profile, dataset, source, method, split, seed, parameters and state (see
     `scoring.state`) agree. A `row` that brings its own provenance keeps it.

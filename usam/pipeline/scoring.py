@@ -21,24 +21,27 @@ from usam.files import locked, write_atomically
 from usam.pipeline import cache, methods, stages
 from usam.pipeline.methods import Ready
 from usam.pipeline.records import record
-from usam.pipeline.training_images import content_key
-from usam.registry import METHODS, source_folder
+from usam.pipeline.training_images import content_key, source_key
+from usam.registry import METHODS
 
 CODE = ("method", "data", "baselines", "evaluation", "pipeline")
 
 
 def state(profile: Profile) -> str:
-    """Key of all that decides a score of `profile` beside data set, source, method and seed: settings, code, weights.
+    """Key of all that decides a score beside data set, source, method and seed.
 
     It stands in each row of runs.csv, so that a table never mixes scores of different code.
     """
-    place = paths.data() / "images"
-    made = [content_key(place, name, source) for name, source in profile.sources.items()]
-    makers = sorted({config.maker for config in profile.datasets.values() if config.maker})
-    readers = sorted({config.format for config in profile.datasets.values() if ":" in config.format})
-    code = [*CODE, *stages.sam_code(profile), *METHODS.own_code(), *map(source_folder, makers + readers)]
+    place, names = paths.data() / "images", stages.all_class_names(profile)
+    found = [content_key(place, name, source, names) for name, source in profile.sources.items()]
+    return cache.key([code_state(profile), found])
+
+
+def code_state(profile: Profile) -> str:
+    """Key of settings, code and weights alone, without what a crawl has found: it is known before anything has run."""
     files = [stages.find_checkpoint(profile), *huggingface.model_files(profile.clip.model)]
-    return cache.key([profile.decisive(), made], code, files)
+    sources = [source_key(source) for source in profile.sources.values()]
+    return cache.key([profile.decisive(), sources], [*CODE, *stages.own_code(profile)], files)
 
 
 def score(
@@ -89,6 +92,8 @@ def evaluated(
         method: the name.
         ready: makes the method ready, if its scores are not stored.
     """
+    if source in profile.sources:
+        stages.training_images(profile, source)  # what a crawl finds is part of the key
     row = _identity(profile, dataset_name, source, seed, method, split)
     file = _file(profile, dataset_name, row)
     with locked(file):
@@ -143,7 +148,7 @@ def stored(profile: Profile, row: Mapping[str, Any]) -> Scores:
 def _identity(
     profile: Profile, dataset_name: str, source: str, seed: int | None, method: str, split: str | None
 ) -> dict[str, Any]:
-    """What tells a row of runs.csv from all others."""
+    """The columns that tell a row of runs.csv from all others."""
     config = profile.datasets[dataset_name]
     return dict(
         profile=profile.name,
@@ -158,7 +163,7 @@ def _identity(
 
 
 def _file(profile: Profile, dataset_name: str, identity: dict[str, Any]) -> Path:
-    """Where the scores of a row are kept: under a key of what tells it from others, and of what was looked at."""
+    """Where the scores of a row are stored: under a key of its identity and of the images and annotations."""
     key = cache.key([identity, stages.data_key(profile, dataset_name, identity["split"])])
     return paths.data() / profile.name / "scores" / f"{key}.npz"
 

@@ -1,7 +1,11 @@
-"""The rooms of a run, one after the other: images -> embeddings -> heads. Each stage keeps what it made under a key of
-all its inputs, says whether it was made or reused, and makes only what is missing. `scoring` is the last room."""
+"""The stages of a run: data sets, training images -> embeddings -> heads. `scoring` is the last one.
+
+Each stage stores its results under a key of all its inputs, prints whether they were made or reused, and makes only
+what is missing.
+"""
 
 import functools
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,7 +24,7 @@ from usam.data import image_files, published
 from usam.data.datasets import Dataset
 from usam.data.grouped import Grouped
 from usam.errors import UserError
-from usam.files import locked, writing
+from usam.files import locked, write_atomically, writing
 from usam.method.head import MaskClassifier
 from usam.method.masks import MaskEmbeddings, coarser
 from usam.method.sam import Extractor, load_sam
@@ -28,29 +32,36 @@ from usam.method.training import Bags, train
 from usam.pipeline import cache, embedding_store
 from usam.pipeline.embedding_store import EmbeddingStore
 from usam.pipeline.training_images import TrainingImages, collect
-from usam.registry import DATASET_READERS, imported, source_folder
+from usam.registry import DATASET_READERS, METHODS, imported, source_folder
 
-_said: set[Path] = set()  # once is enough: a notebook opens the same embeddings many times
+CODE = ("method", "data", "pipeline/embedding_store.py")  # decides embeddings and heads
+STAMP = "made.json"  # in a data set that was made here: by what, and with which settings
+_reported: set[Path] = set()
 
 
-def _say(what: str, hit: bool, folder: Path) -> None:
-    if folder in _said:
-        return
-    _said.add(folder)
-    print(f"{what}: {'reused from' if hit else 'made in'} {folder.relative_to(paths.data())}")
+def _report(what: str, reused: bool, place: Path) -> None:
+    """Print where a result lies, once: a notebook opens the same embeddings many times."""
+    if place not in _reported:
+        _reported.add(place)
+        print(f"{what}: {'reused from' if reused else 'made in'} {place.relative_to(paths.data())}")
 
 
 def class_names(profile: Profile, dataset_name: str) -> list[str]:
-    """The classes of data set `dataset_name`: the profile's, else all of VOC or COCO that the set knows."""
+    """The classes of a data set: those that the profile names, else all that the set has."""
     config = profile.datasets[dataset_name]
     return list(config.groups or config.classes or dataset(profile, dataset_name).class_names)
 
 
+def all_class_names(profile: Profile) -> list[str]:
+    """The classes of all data sets, each once."""
+    return sorted({name for dataset_name in profile.datasets for name in class_names(profile, dataset_name)})
+
+
 def dataset(profile: Profile, dataset_name: str, split: str | None = None) -> Dataset:
-    """Data set `dataset_name` ("voc", "coco"), test split by default; a set that the profile can make is made if missing.
+    """A data set of the profile, test split by default; one that has a maker is made if it is missing.
 
     Raises:
-        UserError: unknown data set or split; a real data set that is missing or half there.
+        UserError: unknown data set or split; a real data set that is missing or incomplete.
     """
     if dataset_name not in profile.datasets:
         raise UserError(
@@ -67,16 +78,12 @@ def dataset(profile: Profile, dataset_name: str, split: str | None = None) -> Da
 
 @functools.lru_cache(maxsize=8)
 def _opened(form: str, root: Path, split: str, names: tuple[str, ...], _seen: tuple[int, ...]) -> Dataset:
-    """Read once as long as the folder stays as it was `_seen`: COCO's json is large, and every stage asks for it."""
+    """Read once as long as the folder does not change: COCO's JSON is large, and every stage needs it."""
     return DATASET_READERS.find(form)(root, split, names or None)
 
 
-CODE = ("method", "data", "pipeline/embedding_store.py")  # decides embeddings and heads
-STAMP = "made.json"  # in a data set that was made here: by what, and with which settings
-
-
 def _make_dataset(config: DataConfig, root: Path) -> None:
-    """Make the set unless it is there with these settings; a folder that was not made here is never touched.
+    """Make a data set unless it exists with these settings; a folder that was not made here is never touched.
 
     Raises:
         UserError: such a folder is in the way.
@@ -91,14 +98,14 @@ def _make_dataset(config: DataConfig, root: Path) -> None:
                 f"{root} was not made by {config.maker}, and is left alone: name another root in the profile, "
                 "or take the key 'maker' out to use what is there"
             )
-        beside = root.with_name(root.name + ".making")
-        shutil.rmtree(beside, ignore_errors=True)
+        new = root.with_name(root.name + ".making")
+        shutil.rmtree(new, ignore_errors=True)
         with writing(root):
-            make(beside, config.images, config.classes)
+            make(new, config.images, config.classes)
             stamp = {"key": key, "maker": config.maker, "images": config.images}
-            (beside / STAMP).write_text(json.dumps(stamp))
+            (new / STAMP).write_text(json.dumps(stamp))
             shutil.rmtree(root, ignore_errors=True)  # made by other code or settings
-            beside.rename(root)
+            new.rename(root)
 
 
 def _stamp(root: Path) -> dict:
@@ -109,22 +116,21 @@ def _stamp(root: Path) -> dict:
 
 
 def training_images(profile: Profile, source: str, names: Sequence[str] | None = None) -> TrainingImages:
-    """Images of each of `names` from `source` ("synthetic", "web") (paper 3.4); by default of every class of the
-    profile's data sets."""
+    """Images of each of `names` from a source (paper 3.4); by default of all classes of the profile's data sets."""
     if source not in profile.sources:
         raise UserError(f"profile '{profile.name}' has no source '{source}': it has {', '.join(profile.sources)}")
     if names is None:
-        names = sorted({name for dataset_name in profile.datasets for name in class_names(profile, dataset_name)})
+        names = all_class_names(profile)
     made = collect(paths.data() / "images", source, profile.sources[source], names)
-    _say(f"{len(made.table)} {source} images", made.hit, made.folder)
+    _report(f"{len(made.table)} {source} images", made.hit, made.folder)
     return made
 
 
 def embeddings(profile: Profile, what: str, split: str | None = None) -> EmbeddingStore:
-    """Mask embeddings of a source's images ("synthetic", "web") or of a data set's split ("voc", "coco").
+    """Mask embeddings of a source's images, or of a data set's split.
 
-    Those of a source are without masks: the head learns from tokens alone. With `profile.grid`, only those of the
-    points that are nearest to a coarser grid's.
+    Those of a source have no masks: the head learns from tokens alone. With `profile.grid`, they are those of the
+    points nearest to a coarser grid's.
     """
     if what in profile.sources:
         return _embedded_images(profile, what, training_images(profile, what))
@@ -148,33 +154,33 @@ def _embedded(
     hit = sum(1 for _ in folder.glob("[0-9]" * 5 + "/images.json")) == -(-len(ids) // embedding_store.SHARD)
 
     def stream(some: Iterable) -> Iterator[MaskEmbeddings]:
-        """SAM is loaded when an image is missing, not before."""
+        """SAM is loaded only when an image is missing."""
         return extractor(profile).stream(some, load, masks)
 
     found = embedding_store.build(folder, ids, stream, f"{name} embeddings")
-    _say(f"embeddings of {len(found)} images", hit, folder)
+    _report(f"embeddings of {len(found)} images", hit, folder)
     return found if profile.grid is None else found.at(coarser(profile.sam.points_per_side, profile.grid))
 
 
-def pictures_folder(profile: Profile) -> Path:
-    """Where the embeddings of single pictures are kept, a file each, as long as SAM and its settings stay."""
-    return paths.data() / profile.name / "pictures" / _sam_key(profile)
+def single_image_folder(profile: Profile) -> Path:
+    """Where the embeddings of a user's images are stored, a file each, for this SAM with these settings."""
+    return paths.data() / profile.name / "single_images" / _sam_key(profile)
 
 
 def _sam_key(profile: Profile, *inputs: Any) -> str:
-    """Of SAM, its settings and what else decides its embeddings."""
+    """Of SAM, its settings, `inputs` and the code that decides the embeddings."""
     settings = profile.sam.model_dump(mode="json", exclude=HOW_FAST)
     return cache.key([*inputs, settings], (*CODE, *sam_code(profile)), [find_checkpoint(profile)])
 
 
 def data_key(profile: Profile, dataset_name: str, split: str | None = None) -> str:
-    """Changes with any picture or annotation of a split."""
+    """Changes with any image or annotation of a split."""
     data = dataset(profile, dataset_name, split)
     return cache.key([list(data.image_ids), _files_state(profile, dataset_name, [*data.files, *data.truth_files])])
 
 
 def _files_state(profile: Profile, dataset_name: str, files: list[Path]) -> str | list:
-    """What tells a file that was changed: the key of a set that was made here, else each file's size and time."""
+    """Changes with the files: the key of a set that was made here, else each file's size and time."""
     made = _stamp(paths.data() / profile.datasets[dataset_name].root).get("key")
     states = ((file.name, file.stat()) for file in files)
     return made or [(name, state.st_size, state.st_mtime_ns) for name, state in states]
@@ -200,15 +206,23 @@ def sam_code(profile: Profile) -> list[Path]:
     return [source_folder(profile.sam.model)] if ":" in profile.sam.model else []
 
 
+def own_code(profile: Profile) -> list[Path]:
+    """Where the code lies that a profile names or that was registered: of data sets, SAM and methods."""
+    named = {
+        name for config in profile.datasets.values() for name in (config.maker, config.format) if name and ":" in name
+    }
+    return [*sam_code(profile), *METHODS.own_code(), *map(source_folder, sorted(named))]
+
+
 def extractor(profile: Profile) -> Extractor:
-    """SAM as the profile wants it, with its weights, on the GPU if there is one."""
+    """The profile's SAM with its weights, on the GPU if there is one."""
     model = load_sam(profile.sam.model, find_checkpoint(profile), machine.device())
     return Extractor(model, profile.sam, machine.device())
 
 
 @dataclass(frozen=True)
 class Heads:
-    """A teacher and its student, with one row an epoch of each, and the seconds that it took to train both."""
+    """A teacher and its student, a table of each with one row an epoch, and the seconds that training both took."""
 
     teacher: MaskClassifier
     student: MaskClassifier
@@ -220,7 +234,7 @@ class Heads:
 def heads(profile: Profile, dataset_name: str, source: str, seed: int, shuffled: bool = False) -> Heads:
     """Teacher and student for the classes of data set `dataset_name`, trained on images of `source` (paper 3.5).
 
-    `shuffled` gives the images each other's labels: the same training with nothing to learn, a check of the pipeline.
+    `shuffled` gives the images each other's labels: a control, with the same training and nothing to learn.
     """
     made = training_images(profile, source)
     return _heads(
@@ -231,7 +245,7 @@ def heads(profile: Profile, dataset_name: str, source: str, seed: int, shuffled:
 def heads_of(profile: Profile, classes: Mapping[str, Sequence[str]], source: str, seed: int) -> Heads:
     """Teacher and student for a user's classes, each with the names that it gathers; images are made for the names.
 
-    Where each class has its own name alone, they are those that `heads` trains for such a data set.
+    If every class has its own name alone, they are those that `heads` trains for a data set of these classes.
     """
     names = sorted({name for gathered in classes.values() for name in gathered})
     made = training_images(profile, source, names)
@@ -256,60 +270,43 @@ def _heads(
         plain = Bags.of(found.tokens, made.table["class"].tolist(), classes, profile.head.images_per_class)
         return plain.shuffled(seed) if shuffled else plain
 
-    def one(kind: str, parameters: list, *distilled: Any) -> _Head:
-        """A teacher or a student, from its folder or trained."""
-        ordered = [*classes.items()] if isinstance(classes, Mapping) else classes  # a key heeds the order, too
-        settings = [found.folder.name, profile.grid, profile.head, ordered, seed, shuffled, *parameters]
-        key = cache.key(settings, CODE)
-        folder = place.with_name(f"{place.name}-{kind}-{key}")
-        with locked(folder):
-            trained = _load_head(profile, folder, len(classes))
-            hit = trained is not None
-            if not hit:
+    def one(kind: str, *distilled: Any) -> _Head:
+        """A teacher or a student, from its file or trained."""
+        ordered = [*classes.items()] if isinstance(classes, Mapping) else classes  # the order of classes counts
+        settings = [found.folder.name, profile.grid, profile.head, ordered, seed, shuffled, *distilled[1:]]
+        file = place.with_name(f"{place.name}-{kind}-{cache.key(settings, CODE)}.safetensors")
+        with locked(file):
+            trained = _load_head(profile, file, len(classes))
+            _report(f"{kind} for {len(classes)} classes", trained is not None, file)
+            if trained is None:
                 with machine.timed() as cost:
                     model, history = train(bags(), profile.head, seed, *distilled, device=machine.device(), label=kind)
-                _save_head(folder, model, history, cost)
-                trained = _load_head(profile, folder, len(classes))
-        _say(f"{kind} for {len(classes)} classes", hit, folder)
+                about = {"history": history.to_csv(index=False), "seconds": str(cost["seconds"])}
+                write_atomically(file, save(model.state_dict(), about))
+                trained = _load_head(profile, file, len(classes))
         return trained
 
-    teacher = one("teacher", [])
-    student = one("student", [profile.distillation], teacher.model, profile.distillation)
-    return Heads(
-        teacher.model,
-        student.model,
-        teacher.history,
-        student.history,
-        teacher.cost["seconds"] + student.cost["seconds"],
-    )
+    teacher = one("teacher")
+    student = one("student", teacher.model, profile.distillation)
+    seconds = teacher.seconds + student.seconds
+    return Heads(teacher.model, student.model, teacher.history, student.history, seconds)
 
 
 class _Head(NamedTuple):
     model: MaskClassifier
     history: pd.DataFrame
-    cost: dict[str, float]
+    seconds: float
 
 
-def _save_head(folder: Path, model: MaskClassifier, history: pd.DataFrame, cost: dict[str, float]) -> None:
-    part = folder.with_name(folder.name + ".part")
-    for leftover in (part, folder):
-        shutil.rmtree(leftover, ignore_errors=True)
-    with writing(folder):
-        part.mkdir(parents=True)
-        (part / "head.safetensors").write_bytes(save(model.state_dict()))
-        history.to_csv(part / "history.csv", index=False)
-        (part / "cost.json").write_text(json.dumps(cost))
-        part.rename(folder)
-
-
-def _load_head(profile: Profile, folder: Path, classes: int) -> _Head | None:
-    """What `_save_head` left, or None if it is not there or damaged."""
+def _load_head(profile: Profile, file: Path, classes: int) -> _Head | None:
+    """A head with what is noted in its file, or None if there is none or it is damaged."""
     try:
-        weights = load((folder / "head.safetensors").read_bytes())
+        content = file.read_bytes()
+        weights, header = load(content), content[8 : 8 + int.from_bytes(content[:8], "little")]
+        about = json.loads(header)["__metadata__"]
         model = MaskClassifier(classes, weights["mean"], weights["std"], profile.head.widths)
         model.load_state_dict(weights)
-        history = pd.read_csv(folder / "history.csv")
-        cost = json.loads((folder / "cost.json").read_text())
-        return _Head(model.eval().requires_grad_(False).to(machine.device()), history, cost)
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):
+        history = pd.read_csv(io.StringIO(about["history"]))
+        return _Head(model.eval().requires_grad_(False).to(machine.device()), history, float(about["seconds"]))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
         return None

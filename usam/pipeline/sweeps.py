@@ -42,7 +42,7 @@ def sweep(
 
 
 def _in_order(profile: Profile, key: str, values: Sequence[Any]) -> list[tuple[Profile, Any]]:
-    """The profile with each value at `key`, each once, its own among them; beside them the values."""
+    """The profile with each value at `key` in turn, its own among them, and that value."""
     own: Any = profile.model_dump(mode="json")
     for word in key.split("."):
         own = own[word]
@@ -61,7 +61,7 @@ def _rank(value: Any) -> tuple:
 
 
 def _score(profile: Profile, changed: Profile, dataset_name: str, source: str, seed: int, split: str) -> Scores:
-    """A run of `changed`. Where SAM keeps other masks and that is all, the head stays: tokens do not depend on it."""
+    """A run of `changed`. If only the choice among SAM's masks differs, the head stays: tokens do not depend on it."""
     same_masks = changed.sam.model_copy(update={"mask_choice": profile.sam.mask_choice})
     if changed.sam == profile.sam or same_masks != profile.sam:
         return scoring.score(changed, dataset_name, source, seed, split=split)

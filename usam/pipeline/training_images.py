@@ -1,14 +1,15 @@
-"""Training images of a source, kept under a key of all that decides them (paper 3.4)."""
+"""Training images of a source, stored under a key of all that decides them (paper 3.4)."""
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
 from usam.config import SourceConfig
-from usam.files import locked, write_atomically
+from usam.files import locked, read_csv, write_atomically
 from usam.pipeline import cache
 from usam.registry import IMAGE_SOURCES
 
@@ -19,7 +20,7 @@ class TrainingImages:
 
     Attributes:
         folder: in which they lie.
-        table: one row an image: class, index, prompt, file (relative to the folder), and what the source tells beside.
+        table: one row an image: class, index, prompt, file (relative to the folder), and what else the source knows.
         rejected: one row an image that was looked at and thrown away: class, reason.
         cost: images made, and seconds they took, over all runs that made some of them.
         key: of everything that made them.
@@ -41,7 +42,7 @@ def collect(parent: Path, name: str, config: SourceConfig, class_names: list[str
         parent: of the source's folder, which is named by the source and its key.
         name: of the source in the profile, "synthetic" or "web" for instance.
         config: its settings.
-        class_names: what the user asks for.
+        class_names: the classes.
 
     Raises:
         UserError: see `generate.generate` and `crawl.crawl`.
@@ -64,11 +65,15 @@ def source_key(config: SourceConfig) -> str:
     return cache.key(**IMAGE_SOURCES.find(config.kind).decides(config.settings))
 
 
-def content_key(parent: Path, name: str, config: SourceConfig) -> str:
-    """Changes with all that decides the images, and with what was found where that does not follow from it."""
+def content_key(parent: Path, name: str, config: SourceConfig, class_names: Sequence[str]) -> str:
+    """Changes with all that decides the images of some classes, and with what was found for them where that does not
+    follow from it."""
     source, key = IMAGE_SOURCES.find(config.kind), source_key(config)
-    found = [parent / f"{name}-{key}" / source.found] if source.found else []
-    return cache.key(key, files=[file for file in found if file.exists()])
+    table = parent / f"{name}-{key}" / source.found if source.found else None
+    if table is None or not table.exists():
+        return key
+    found = read_csv(table, dtype=str, keep_default_na=False)
+    return cache.key([key, found[found["class"].isin(class_names)].to_numpy().tolist()])
 
 
 def _read(log: Path) -> dict[str, float]:

@@ -1,7 +1,8 @@
-"""Pictures for the notebooks: images, masks and labels. Each saved figure says on its face which world it is from."""
+"""Figures of the notebooks: images, masks, labels and curves. Each saved figure names the world it comes from."""
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 import cv2
 import matplotlib.pyplot as plt
@@ -13,7 +14,6 @@ from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from PIL import Image, PngImagePlugin
 
 from usam import machine, paths
 from usam.config import Profile
@@ -24,17 +24,15 @@ BLUE, ORANGE, GREEN, RED, PURPLE = (sns.color_palette("colorblind")[i] for i in 
 
 
 def style() -> None:
-    """One look for all notebooks."""
+    """Set the style that all notebooks share; `save` does not depend on it."""
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind")
-    plt.rcParams.update(
-        {"figure.dpi": 90, "savefig.dpi": 100, "axes.titlesize": "medium", "image.interpolation": "nearest"}
-    )
+    plt.rcParams.update({"figure.dpi": 90, "axes.titlesize": "medium", "image.interpolation": "nearest"})
 
 
 def class_colors(count: int) -> np.ndarray:
-    """(count, 3) float RGB: hues around the circle, every other one darker, so that neighbours differ in lightness too.
+    """Return (count, 3) float RGB: evenly spaced hues, every other one darker so that neighbours differ in lightness.
 
-    Twenty colours cannot all be told apart, by anyone: `annotate` writes the names beside them.
+    Nobody can tell twenty colours apart: `annotate` writes the class names as well.
     """
     hues = np.array(sns.husl_palette(count, l=0.65, s=0.95))
     hues[1::2] *= 0.6
@@ -42,13 +40,13 @@ def class_colors(count: int) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, masks: Sequence[np.ndarray], colors: np.ndarray, alpha: float = 0.55) -> np.ndarray:
-    """Masks over a greyed image, the later ones on top, with a light edge.
+    """Draw masks over an image turned grey, the later ones on top, with light edges.
 
     Args:
         image: (H, W, 3) uint8 RGB.
         masks: (H, W) bool each.
-        colors: (n, 3) float RGB, one a mask.
-        alpha: opacity of the masks.
+        colors: (n, 3) float RGB in [0, 1], one per mask.
+        alpha: opacity of the masks, in [0, 1].
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -69,14 +67,14 @@ def sam_masks(
     rows: Sequence[int] | None = None,
     alpha: float = 0.55,
 ) -> np.ndarray:
-    """SAM's masks over their image, large ones below, so that parts stay visible on their wholes.
+    """Draw SAM's masks over their image, small masks on top of large ones, so that parts of objects stay visible.
 
     Args:
         image: (H, W, 3) uint8 RGB.
-        embeddings: of the image.
-        colors: (n, 3) float RGB, one a mask that is drawn.
-        rows: which n masks, all d by default.
-        alpha: opacity.
+        embeddings: the image's d masks.
+        colors: (n, 3) float RGB in [0, 1], one per mask drawn.
+        rows: indices of the n masks to draw; all d by default.
+        alpha: opacity, in [0, 1].
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -88,7 +86,7 @@ def sam_masks(
 
 
 def annotate(axes: Axes, image: np.ndarray, semantic: np.ndarray, class_names: Sequence[str], title: str = "") -> None:
-    """Draw an image with its semantic map (0 background, j + 1 class j, 255 void), each class's name on its region."""
+    """Draw an image and its (H, W) semantic map (0 background, j + 1 class j, 255 void) with the class names."""
     colors = class_colors(len(class_names))
     present = [j for j in np.unique(semantic) if j not in (0, 255)]
     masks = [semantic == j for j in present]
@@ -96,19 +94,19 @@ def annotate(axes: Axes, image: np.ndarray, semantic: np.ndarray, class_names: S
     for j, mask in zip(present, masks, strict=True):
         x, y = middle(mask)
         box = {"facecolor": "black", "alpha": 0.6, "pad": 1, "edgecolor": "none"}
-        side = ("left", "center", "right")[int(np.digitize(x / mask.shape[1], (0.15, 0.85)))]  # names stay on the image
+        side = ("left", "center", "right")[int(np.digitize(x / mask.shape[1], (0.15, 0.85)))]  # text stays on the image
         axes.text(x, y, class_names[j - 1], color="white", fontsize=7, ha=side, va="center", bbox=box, clip_on=True)
 
 
 def middle(mask: np.ndarray) -> tuple[int, int]:
-    """(x, y) of the pixel of a bool mask (H, W) that is farthest from the mask's border: surely inside."""
+    """Return (x, y) of the pixel of an (H, W) bool mask that is farthest from its border: always inside the mask."""
     inside = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, 3)[1:-1, 1:-1]
     y, x = np.unravel_index(inside.argmax(), inside.shape)
     return int(x), int(y)
 
 
 def show(axes: Axes, image: np.ndarray, title: str = "") -> None:
-    """An image without ticks or grid."""
+    """Draw an (H, W, 3) image without ticks or grid."""
     axes.imshow(image, aspect="equal")
     axes.set_title(title, fontsize=9)
     axes.set(xticks=[], yticks=[])
@@ -116,12 +114,12 @@ def show(axes: Axes, image: np.ndarray, title: str = "") -> None:
 
 
 def row_size(image: np.ndarray, columns: int, width: float = 12.5) -> tuple[float, float]:
-    """(width, height) in inches of a figure that shows `columns` pictures of this image's shape in one row."""
+    """Return (width, height) in inches of a figure with `columns` images of this shape in one row."""
     return width, width / columns * image.shape[0] / image.shape[1] + 0.5
 
 
 def curves(axes: Axes, tables: Sequence[pd.DataFrame], x: str, y: str, color: tuple, label: str) -> None:
-    """Column `y` over column `x`, the same run with several seeds: their mean as a line, their range as a band."""
+    """Plot column `y` over `x` of tables that differ by the seed: the mean as a line, the range as a band."""
     values = pd.concat([table.set_index(x)[y] for table in tables], axis=1)
     axes.plot(values.index, values.mean(axis=1), color=color, label=label)
     axes.fill_between(values.index, values.min(axis=1), values.max(axis=1), color=color, alpha=0.2, linewidth=0)
@@ -129,7 +127,7 @@ def curves(axes: Axes, tables: Sequence[pd.DataFrame], x: str, y: str, color: tu
 
 
 def sensitivity(axes: Axes, swept: pd.DataFrame) -> None:
-    """Both scores over the values of one setting, as `ablation.sweep` gives them, with 95% intervals."""
+    """Plot both scores over the values of one setting, a result of `sweeps.sweep`, with 95% intervals."""
     for score, color, name in (("miou", BLUE, "mIoU"), ("map50", ORANGE, "mAP50")):
         rows = swept[swept["score"] == score].reset_index(drop=True)
         middle, low, high = (100 * rows[column] for column in ("mean", "low", "high"))
@@ -142,7 +140,7 @@ def sensitivity(axes: Axes, swept: pd.DataFrame) -> None:
 
 
 def legend_above(figure: Figure, axes: Axes, columns: int = 5) -> None:
-    """One legend for all panels, above them, where it hides no data; entries are those of `axes`. Call it last."""
+    """Put one legend with the entries of `axes` above all panels, where it hides no data. Call it last."""
     figure.tight_layout()
     handles = axes.get_legend_handles_labels()
     figure.legend(*handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False)
@@ -151,14 +149,14 @@ def legend_above(figure: Figure, axes: Axes, columns: int = 5) -> None:
 def sheet(
     images: Sequence[np.ndarray], titles: Sequence[str], columns: int, size: float = 1.3, heading: str = ""
 ) -> Figure:
-    """A contact sheet: images of any sizes with a line below each.
+    """Draw a contact sheet: images of any size in a grid, each with a title.
 
     Args:
         images: (H, W, 3) uint8 RGB each.
-        titles: one an image.
-        columns: images a row.
-        size: inches a cell.
-        heading: above all.
+        titles: one per image.
+        columns: images per row.
+        size: width of a cell in inches.
+        heading: title of the sheet.
     """
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + 0.15)), squeeze=False)
@@ -172,42 +170,37 @@ def sheet(
     return figure
 
 
-def face(profile: Profile) -> str:
-    """The line that every figure and table carries: which world, which commit."""
+def stamp(profile: Profile) -> str:
+    """Return the line at the foot of every figure: world, profile and commit."""
     return f"{profile.world} · profile {profile.name} · commit {machine.commit()}"
 
 
 def save(figure: Figure, profile: Profile, name: str, caption: str, pdf: bool = False) -> None:
-    """Write `figure` as results/<profile>/figures/<name>.png with the world's line below it, and show it in a notebook.
+    """Write `figure` to results/<profile>/figures/<name>.png, stamped with its world; display it in a notebook.
+
+    The PNG has true colours (256 would change photographs and colour maps); text in the PDF is TrueType.
 
     Args:
-        figure: is closed.
-        profile: of the run.
-        name: of the file.
-        caption: what is to be seen, for those who cannot see it; it stands in the file, too.
-        pdf: write <name>.pdf as well, for print.
+        figure: is closed afterwards.
+        profile: names the results folder and the world.
+        name: file name without ending.
+        caption: what the figure shows, for readers who cannot see it; the PNG stores it as its "Description".
+        pdf: also write <name>.pdf, for print.
     """
-    figure.text(0.995, -0.01, face(profile), ha="right", va="top", fontsize=7, color="0.35")
+    figure.text(0.995, -0.01, stamp(profile), ha="right", va="top", fontsize=7, color="0.35")
     file = paths.results(profile.name) / "figures" / f"{name}.png"
-    about = f"{caption} ({face(profile)})"
-    picture = _palette_png(_drawn(figure, format="png"), about)
-    write_atomically(file, picture)
+    about = {"Description": f"{caption} ({stamp(profile)})"}
+    png = _file_content(figure, format="png", metadata=about, pil_kwargs={"optimize": True})
+    write_atomically(file, png)
     if pdf:
-        write_atomically(file.with_suffix(".pdf"), _drawn(figure, format="pdf", metadata={"CreationDate": None}))
+        write_atomically(file.with_suffix(".pdf"), _file_content(figure, format="pdf", metadata={"CreationDate": None}))
     plt.close(figure)
-    if get_ipython() is not None:  # else there is nobody who could look
-        display({"image/png": picture}, raw=True, metadata={"image/png": {"alt": caption}})
+    if get_ipython() is not None:
+        display({"image/png": png}, raw=True, metadata={"image/png": {"alt": caption}})
 
 
-def _drawn(figure: Figure, **options: object) -> bytes:
+def _file_content(figure: Figure, **options: Any) -> bytes:
     content = io.BytesIO()
-    figure.savefig(content, bbox_inches="tight", **options)
-    return content.getvalue()
-
-
-def _palette_png(picture: bytes, about: str) -> bytes:
-    """The same picture in 256 colours of its own, about a quarter of the size: executed notebooks are downloaded."""
-    text, content = PngImagePlugin.PngInfo(), io.BytesIO()
-    text.add_itxt("Description", about)
-    Image.open(io.BytesIO(picture)).convert("RGB").quantize(256).save(content, "PNG", optimize=True, pnginfo=text)
+    with plt.rc_context({"pdf.fonttype": 42, "savefig.dpi": 100}):
+        figure.savefig(content, bbox_inches="tight", **options)
     return content.getvalue()
