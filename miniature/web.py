@@ -1,4 +1,4 @@
-"""The miniature's web: a server on this machine that answers like Openverse, with web-look drawings for photographs."""
+"""The miniature's web: a server on this machine that answers like Openverse, with drawings in place of photographs."""
 
 import io
 import json
@@ -12,7 +12,7 @@ from urllib.parse import parse_qs, urlsplit
 
 from PIL import Image
 
-from miniature.data import web
+from miniature.datasets import web
 from usam.errors import UserError
 
 # What is wrong at which place of every class's list, over and over: 7 of 28 are bad, three more only look it.

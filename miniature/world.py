@@ -1,6 +1,6 @@
 """Pictures of the drawn world: objects in scenes, in the studio and on the web.
 
-The three looks differ on purpose (palette, background, line, light, texture, crop, noise), because the paper's
+The three styles differ on purpose (palette, background, line, light, texture, crop, noise), because the paper's
 training images and test images come from different distributions too (paper 4, "Discussion").
 """
 
@@ -44,7 +44,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Style:
-    """How a look treats what is drawn; ranges are sampled once a picture.
+    """How a style treats what is drawn; ranges are sampled once a picture.
 
     Attributes:
         hue: largest turn of an object's hues, as a share of the colour circle.
@@ -229,10 +229,10 @@ def _develop(picture: Canvas, style: Style, rng: np.random.Generator) -> tuple[n
 
 
 def _paint(
-    placed: Sequence[tuple[str | None, list[Part]]], size: tuple[int, int], look: str, rng: np.random.Generator
+    placed: Sequence[tuple[str | None, list[Part]]], size: tuple[int, int], style_name: str, rng: np.random.Generator
 ) -> Picture:
-    """Paint posed drawings, back to front, in one look."""
-    style, backgrounds = STYLES[look], BACKGROUNDS[look]
+    """Paint posed drawings, back to front, in one style."""
+    style, backgrounds = STYLES[style_name], BACKGROUNDS[style_name]
     canvas = Canvas.blank(backgrounds[rng.integers(len(backgrounds))](size, rng))
     outline = float(rng.choice(style.outlines))
     for _, parts in placed:
@@ -245,7 +245,7 @@ def scene(
     individuals: Sequence[tuple[str, list[Part]]],
     rng: np.random.Generator,
     size: tuple[int, int] | None = None,
-    look: str = "scene",
+    style_name: str = "scene",
     clutter: int = 4,
 ) -> Picture:
     """Several objects from a quarter to most of the frame, overlapping, among nameless blobs.
@@ -254,7 +254,7 @@ def scene(
         individuals: (category, fitted drawing) of each object.
         rng: the only source of chance.
         size: (height, width) in pixels; one of `SCENE_SIZES` by default.
-        look: a key of `STYLES`.
+        style_name: a key of `STYLES`.
         clutter: at most this many blobs.
     """
     size = size or SCENE_SIZES[rng.integers(len(SCENE_SIZES))]
@@ -273,7 +273,7 @@ def scene(
         )
     blobs_in_front = [p for p in placed if p[0] is None and rng.random() < 0.25]
     behind = [p for p in placed if not any(p is q for q in blobs_in_front)]
-    return _paint(behind + blobs_in_front, size, look, rng)
+    return _paint(behind + blobs_in_front, size, style_name, rng)
 
 
 def studio(name: str, rng: np.random.Generator, size: tuple[int, int] = (192, 192)) -> Picture:

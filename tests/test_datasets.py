@@ -298,7 +298,7 @@ def test_coco_unusable_mask_is_named(coco, kind):
 def test_coco_pictures_missing_or_of_another_size(coco):
     picture = coco / "val2017" / "000000000009.jpg"
     Image.new("RGB", (H, W)).save(picture)
-    refuses(r"000000000009\.jpg is 6 x 8 pixels but .* says 8 x 6 pixels", lambda: read(coco)[2])
+    refuses(r"000000000009\.jpg is 6 x 8 pixels, .* notes 8 x 6 pixels: download both again", lambda: read(coco)[2])
     picture.unlink()
     refuses(r"1 of 3 files .*000000000009\.jpg", lambda: read(coco))
 

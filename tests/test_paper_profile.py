@@ -21,7 +21,7 @@ from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionS
 from PIL import Image
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
 
-from miniature import data, world
+from miniature import datasets, world
 from usam import paths
 from usam.data.class_names import COCO, VOC, folder_name
 
@@ -68,11 +68,11 @@ def write_clip(folder: Path, words) -> None:
 
 def write_sets(root: Path) -> None:
     """VOC 2012 and COCO 2017 as they come: the real split names, and all 80 categories."""
-    data.write_voc(root / "VOCdevkit" / "VOC2012", {"test": 3, "val": 3})
+    datasets.write_voc(root / "VOCdevkit" / "VOC2012", {"test": 3, "val": 3})
     lists = root / "VOCdevkit" / "VOC2012" / "ImageSets" / "Segmentation"
     (lists / "val.txt").rename(lists / "train.txt")
     (lists / "test.txt").rename(lists / "val.txt")
-    data.write_coco(root / "coco", {"test": 3})
+    datasets.write_coco(root / "coco", {"test": 3})
     file = root / "coco" / "annotations" / "instances_val2017.json"
     content = json.loads(file.read_text())
     file.write_text(json.dumps(content | {"categories": [{"id": i, "name": name} for i, name in COCO.items()]}))
@@ -81,9 +81,11 @@ def write_sets(root: Path) -> None:
 def write_pictures(folder: Path) -> None:
     """One picture a class, as a crawl would leave them."""
     for k, name in enumerate(sorted({*VOC, *COCO.values()})):
-        drawing = data.drawing_of(name) if data.drawing_of(name) in world.DRAWINGS else sorted(world.DRAWINGS)[k % 20]
+        drawing = (
+            datasets.drawing_of(name) if datasets.drawing_of(name) in world.DRAWINGS else sorted(world.DRAWINGS)[k % 20]
+        )
         (folder / folder_name(name)).mkdir(parents=True)
-        Image.fromarray(data.web(drawing, k)).save(folder / folder_name(name) / "one.jpg")
+        Image.fromarray(datasets.web(drawing, k)).save(folder / folder_name(name) / "one.jpg")
 
 
 @pytest.fixture(scope="module")

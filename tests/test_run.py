@@ -125,7 +125,8 @@ def test_failing_cell_leaves_no_finished_notebook(house, monkeypatch, capsys):
     write(house, "00_a", "from usam.errors import UserError", "raise UserError('no images: run 01')")
     monkeypatch.setattr(paths, "NOTEBOOKS", house / "notebooks")
     monkeypatch.setenv("USAM_RESULTS", str(house / "results"))
-    monkeypatch.setattr(cli.profiles, "load", lambda name, seed=None: None)
+    smoke = cli.profiles.load("smoke")
+    monkeypatch.setattr(cli.profiles, "load", lambda name, seed=None: smoke)
     monkeypatch.setattr(cli, "inputs", lambda name: [])
     assert cli.main(["--profile", "tiny", "--seed", "1"]) == 1
     said = capsys.readouterr().err

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as rle_codec
 
-from miniature import data, world
-from miniature.data import drawing_of, voc_palette, write_coco, write_voc
+from miniature import datasets, world
+from miniature.datasets import drawing_of, voc_palette, write_coco, write_voc
 from miniature.shapes import Part, bounds
 from miniature.splits import SPLITS, rng_of
 from miniature.world import DRAWINGS, SCENE_SIZES, Picture, draw, scene, studio, web
@@ -18,7 +18,7 @@ from usam.data.datasets import VOID
 from usam.data.voc import VocDataset
 from usam.errors import UserError
 
-scene_of = data.test_scene  # under another name: pytest would take it for a test
+scene_of = datasets.test_scene  # under another name: pytest would take it for a test
 
 
 def same(one: list[Part], other: list[Part]) -> bool:
@@ -134,10 +134,10 @@ def test_web_comes_in_three_sizes():
 
 
 def test_the_webs_images():
-    image = data.web("airplane", 3)
+    image = datasets.web("airplane", 3)
     assert image.dtype == np.uint8 and image.ndim == 3
-    np.testing.assert_array_equal(image, data.web("airplane", 3))
-    for other in (data.web("airplane", 4), data.web("tv", 3)):
+    np.testing.assert_array_equal(image, datasets.web("airplane", 3))
+    for other in (datasets.web("airplane", 4), datasets.web("tv", 3)):
         assert other.shape != image.shape or (other != image).mean() > 0.1
     drawn = world.web("aeroplane", rng_of("train", "web", "airplane", 3, 0)).image
     np.testing.assert_array_equal(drawn, image)
@@ -258,7 +258,7 @@ def test_coco_reads_back_as_drawn(coco):
 def test_uncompressed_run_lengths_equal_the_mask(first, last):
     mask = np.random.default_rng(0).random((5, 7)) < 0.5
     mask[0, 0], mask[-1, -1] = first, last
-    rle = data._uncompressed(mask)
+    rle = datasets._uncompressed(mask)
     assert sum(rle["counts"]) == 35 and (rle["counts"][0] == 0) == first and all(rle["counts"][1:])
     decoded = rle_codec.decode(rle_codec.frPyObjects(rle, 5, 7)).astype(bool)
     np.testing.assert_array_equal(decoded, mask)
@@ -267,13 +267,13 @@ def test_uncompressed_run_lengths_equal_the_mask(first, last):
 def test_polygon_of_a_known_shape():
     y, x = np.mgrid[:40, :50]
     disc = (y - 20) ** 2 + (x - 25) ** 2 < 150
-    annotation = data._annotation(1, 2, 3, disc, crowd=False)
+    annotation = datasets._annotation(1, 2, 3, disc, crowd=False)
     assert isinstance(annotation["segmentation"], list) and len(annotation["segmentation"]) == 1
     drawn = rle_codec.decode(rle_codec.merge(rle_codec.frPyObjects(annotation["segmentation"], 40, 50))).astype(bool)
     assert (drawn & disc).sum() / (drawn | disc).sum() > 0.97
     assert annotation["bbox"] == [13, 8, 25, 25] and annotation["area"] == disc.sum()  # |x - 25|, |y - 20| <= 12
     disc[18:22, 23:27] = False
-    assert isinstance(data._annotation(1, 2, 3, disc, crowd=False)["segmentation"], dict)  # a hole
+    assert isinstance(datasets._annotation(1, 2, 3, disc, crowd=False)["segmentation"], dict)  # a hole
 
 
 @pytest.mark.parametrize(

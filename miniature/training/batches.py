@@ -94,8 +94,8 @@ def make_batch(index: int, split: str = "sam") -> dict[str, Tensor]:
         individuals = [(str(len(shapes) + k), _anyone(rng)) for k in range(count)]  # a number in place of a name
         shapes += [neutral_drawing(parts) for _, parts in individuals]
         for _ in range(VIEWS):
-            look = rng.choice(["any", "scene"])
-            _add(batch, scene(individuals, rng, SIZES[rng.integers(len(SIZES))], look), rng)
+            style_name = rng.choice(["any", "scene"])
+            _add(batch, scene(individuals, rng, SIZES[rng.integers(len(SIZES))], style_name), rng)
     return {
         "images": torch.from_numpy(np.stack(batch["images"])),  # (16, 3, 128, 128) float32
         "points": torch.tensor(batch["points"], dtype=torch.float32),  # (16, CLICKS, 2) x, y

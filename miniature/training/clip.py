@@ -1,7 +1,7 @@
 """Train the small CLIP: `python -m miniature.training.clip --minutes 30`.
 
 A `transformers` folder: CLIPModel and CLIPProcessor with a small vocabulary of its own. Pictures are drawings with
-captions, one or two things in all looks, never a masked crop, never a picture of a test split. The loss is CLIP's, but
+captions, one or two things in all styles, never a masked crop, never a picture of a test split. The loss is CLIP's, but
 images of equal captions count as each other's matches: a batch holds many dogs.
 """
 
@@ -33,7 +33,7 @@ from usam.data.class_names import VOC, prompt
 
 SIDE, ROOM = 64, 80  # pixels of CLIP's input, and of the pictures that it is cut out of
 LENGTH = 24  # tokens of a caption; the longest of COCO's names, spelt, takes 18
-LOOKS = ("studio", "web", "any", "scene")
+STYLE_NAMES = ("studio", "web", "any", "scene")
 BATCH, RATE = 256, 1e-3
 
 
@@ -107,14 +107,14 @@ def contrastive_loss(images: Tensor, texts: Tensor, captions: Sequence[str], sca
 
 
 def train(minutes: float, out: Path, count: int) -> dict:
-    """Train within `minutes` over all starts on `count` pictures of each look, save the folder, say what it took."""
+    """Train within `minutes` over all starts on `count` pictures of each style, save the folder, say what it took."""
     torch.manual_seed(0)
     device, words = machine.device(), tokenizer()
     both = processor(words)
     mean, std = (
         torch.tensor(v).view(3, 1, 1) for v in (both.image_processor.image_mean, both.image_processor.image_std)
     )
-    pictures, drawings = render(LOOKS, "train", "clip", range(count), ROOM)
+    pictures, drawings = render(STYLE_NAMES, "train", "clip", range(count), ROOM)
 
     def loss_of(model: CLIPModel, generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(pictures), (BATCH,), generator=generator)
@@ -141,18 +141,18 @@ def save(model: CLIPModel, both: CLIPProcessor, out: Path) -> None:
 
 
 @torch.no_grad()
-def zero_shot(folder: Path, looks: Sequence[str], per_class: int, key: str = "clip") -> dict[str, float]:
-    """Top-1 accuracy over the 20 VOC names, on held-out drawings of one thing, by look."""
+def zero_shot(folder: Path, style_names: Sequence[str], per_class: int, key: str = "clip") -> dict[str, float]:
+    """Top-1 accuracy over the 20 VOC names, on held-out drawings of one thing, by style."""
     model, both = CLIPModel.from_pretrained(folder).eval(), CLIPProcessor.from_pretrained(folder)
     texts = both(text=[prompt(name) for name in VOC], padding=True, return_tensors="pt")
     found = {}
-    for look in looks:
-        pictures, truth = held_out(look, per_class, key)
+    for style_name in style_names:
+        pictures, truth = held_out(style_name, per_class, key)
         scores = []
         for some in pictures.split(200):
             seen = both(images=list(some), return_tensors="pt")
             scores.append(model(**texts, **seen).logits_per_image.argmax(1))
-        found[look] = (torch.cat(scores) == truth).float().mean().item()
+        found[style_name] = (torch.cat(scores) == truth).float().mean().item()
     return found
 
 
@@ -160,7 +160,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=30, help="training time over all starts")
     parser.add_argument("--out", type=Path, default=Path("clip"), help="the folder to write")
-    parser.add_argument("--count", type=int, default=10_000, help="pictures to draw of each of the four looks")
+    parser.add_argument("--count", type=int, default=10_000, help="pictures to draw of each of the four styles")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

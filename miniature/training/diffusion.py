@@ -1,7 +1,7 @@
 """Train the small Stable Diffusion: `python -m miniature.training.diffusion --minutes 120`.
 
 A `diffusers` folder of Stable Diffusion's own parts, small: an AutoencoderKL (64 px, latents 4 x 16 x 16), a
-UNet2DConditionModel that reads prompts through the small CLIP's text encoder, a scheduler. It learns studio-look
+UNet2DConditionModel that reads prompts through the small CLIP's text encoder, a scheduler. It learns studio-style
 drawings with the prompt "a photo of a {c}", for all class names and the paper's superclasses. First the autoencoder,
 then, on its latents, the U-Net: v-prediction, the signal-to-noise weight cut at 5, one prompt in ten left empty for
 classifier-free guidance.
@@ -128,7 +128,7 @@ def train(minutes: float, out: Path, clip: Path, per_drawing: int) -> dict:
 
 
 def learned(per_drawing: int) -> tuple[Tensor, list[tuple[str]]]:
-    """What it learns from: `per_drawing` studio-look pictures of each thing, (N, 3, 64, 64) uint8, and their names."""
+    """What it learns from: `per_drawing` studio-style pictures of each thing, (N, 3, 64, 64) uint8, and their names."""
     return render(("studio",), "train", "diffusion", turns(per_drawing), SIDE)
 
 

@@ -1,6 +1,6 @@
 """How good are the small CLIP and the small Stable Diffusion? `python -m miniature.training.judge`
 
-* CLIP: zero-shot top-1 over the 20 VOC names, on held-out studio-look and web-look drawings.
+* CLIP: zero-shot top-1 over the 20 VOC names, on held-out studio-style and web-style drawings.
 * Stable Diffusion: a ResNet-18 that had no part in its training learns the 20 classes from other drawings, and then
   names generated images. And are these copies? For each, the distance to the nearest picture that Stable Diffusion
   learned from (root mean square over pixels, in [0, 1]), beside that of as many new drawings.
@@ -33,10 +33,10 @@ BATCH, EPOCHS = 128, 6
 
 
 def classifier(per_drawing: int) -> nn.Module:
-    """A ResNet-18 that names single things: trained on studio-look and web-look drawings of its own."""
+    """A ResNet-18 that names single things: trained on studio-style and web-style drawings of its own."""
     torch.manual_seed(0)
-    looks = ("studio", "web")
-    pictures, drawings = render(looks, "train", "judge", turns(per_drawing, VOC), ROOM)
+    style_names = ("studio", "web")
+    pictures, drawings = render(style_names, "train", "judge", turns(per_drawing, VOC), ROOM)
     labels = torch.tensor([VOC.index(name) for (name,) in drawings])
     model = resnet18(num_classes=len(VOC)).to(machine.device()).train()
     optimizer = torch.optim.AdamW(model.parameters(), weight_decay=0.05)
@@ -79,8 +79,8 @@ def judge_generator(profile: str, folder: Path, per_class: int, per_drawing: int
     pictures = pictures.permute(0, 3, 1, 2)
     truth = torch.tensor([VOC.index(name) for name in table["class"]])
     model = classifier(per_drawing)
-    sound = {look: (named(model, p) == t).float().mean().item() for look in ("studio", "web")
-             for p, t in [held_out(look, 50, "judge")]}  # fmt: skip
+    sound = {style_name: (named(model, p) == t).float().mean().item() for style_name in ("studio", "web")
+             for p, t in [held_out(style_name, 50, "judge")]}  # fmt: skip
     found = named(model, pictures)
     own, drawings = learned(learned_from)
     unseen, kinds = held_out("studio", per_class, "near", own.shape[-1])
@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--clip", type=Path, help="folder of the small CLIP; without it only the generator is judged")
     parser.add_argument("--out", type=Path, default=Path("judged"), help="where images, table and sheet go")
     parser.add_argument("--per-class", type=int, default=50, help="images to generate of each class")
-    parser.add_argument("--per-drawing", type=int, default=300, help="drawings of each class and look to learn from")
+    parser.add_argument("--per-drawing", type=int, default=300, help="drawings of each class and style to learn from")
     parser.add_argument("--learned", type=int, default=PER_DRAWING, help="--per-drawing of the generator's training")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     arguments = parser.parse_args()

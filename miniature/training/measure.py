@@ -21,7 +21,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
 
-from miniature import data, world
+from miniature import datasets, world
 from miniature.sam import IMAGE_SIZE, STRIDE
 from miniature.splits import rng_of
 from miniature.world import Picture
@@ -37,7 +37,7 @@ def one_click(extractor: Extractor, scenes: int) -> dict[str, float]:
     found: dict[str, list[float]] = {"whole": [], "part": []}
     for index in tqdm(range(scenes), desc="one click", unit="scene"):
         rng = rng_of("val", "one-click", index)
-        picture = data.test_scene("val", "one-click", index, list(world.DRAWINGS))
+        picture = datasets.test_scene("val", "one-click", index, list(world.DRAWINGS))
         targets = list(_targets(picture))
         if targets:
             clicks = np.float32([_pixel(mask, rng) for _, mask in targets])
@@ -86,7 +86,7 @@ def probe(extractor: Extractor, per_class: int, scenes: int) -> dict[str, float]
         )
     ]
     scored = [
-        _points(extractor, data.test_scene("val", "probe", k, list(VOC)))
+        _points(extractor, datasets.test_scene("val", "probe", k, list(VOC)))
         for k in tqdm(range(scenes), desc="probe, scenes", unit="scene")
     ]
     (x, y), (u, v) = (tuple(map(np.concatenate, zip(*pairs, strict=True))) for pairs in (training, scored))
@@ -111,7 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--weights", type=Path, help="safetensors; those of the profile by default")
     parser.add_argument("--scenes", type=int, default=500, help="held-out scenes for the one-click score")
-    parser.add_argument("--per-class", type=int, default=30, help="drawings of each look and class for the probe")
+    parser.add_argument("--per-class", type=int, default=30, help="drawings of each style and class for the probe")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from miniature import world
-from miniature.data import drawing_of
+from miniature.datasets import drawing_of
 from miniature.splits import rng_of
 from usam.data.class_names import COCO, SUPERCLASSES, VOC, prompt
 
@@ -44,17 +44,17 @@ def drawing(index: int) -> str:
     return list(world.DRAWINGS)[index % len(world.DRAWINGS)]
 
 
-def picture(look: str, split: str, key: str, index: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Picture `index` of a look ("studio", "web", "any", "scene") and the drawings on it.
+def picture(style_name: str, split: str, key: str, index: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """Picture `index` of a style ("studio", "web", "any", "scene") and the drawings on it.
 
     "studio" and "web" show one thing; the others one or two, as in the small SAM's scenes.
     """
-    rng = rng_of(split, key, look, index)
+    rng = rng_of(split, key, style_name, index)
     first = drawing(index)
-    if look in ("studio", "web"):
-        return getattr(world, look)(first, rng).image, (first,)
+    if style_name in ("studio", "web"):
+        return getattr(world, style_name)(first, rng).image, (first,)
     shown = (first,) if rng.random() < 0.5 else (first, str(rng.choice(list(world.DRAWINGS))))
-    return world.scene([(name, world.draw(name, rng)) for name in shown], rng, look=look).image, shown
+    return world.scene([(name, world.draw(name, rng)) for name in shown], rng, style_name=style_name).image, shown
 
 
 def square(image: np.ndarray, side: int) -> np.ndarray:
@@ -72,24 +72,24 @@ def turns(per_drawing: int, names: Collection[str] = tuple(world.DRAWINGS)) -> l
 
 
 def render(
-    looks: Sequence[str], split: str, key: str, indices: Sequence[int], side: int
+    style_names: Sequence[str], split: str, key: str, indices: Sequence[int], side: int
 ) -> tuple[Tensor, list[tuple[str, ...]]]:
-    """Pictures of each look: (len(indices) * len(looks), 3, side, side) uint8, and the drawings on each."""
-    jobs = [delayed(_rendered)(look, split, key, index, side) for index in indices for look in looks]
+    """Pictures of each style: (len(indices) * len(style_names), 3, side, side) uint8, and the drawings on each."""
+    jobs = [delayed(_rendered)(style_name, split, key, index, side) for index in indices for style_name in style_names]
     made = Parallel(n_jobs=2, batch_size=32, return_as="generator")(jobs)
     images, drawings = zip(*tqdm(made, total=len(jobs), desc="drawing", unit="image"), strict=True)
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), list(drawings)
 
 
-def _rendered(look: str, split: str, key: str, index: int, side: int) -> tuple[np.ndarray, tuple[str, ...]]:
+def _rendered(style_name: str, split: str, key: str, index: int, side: int) -> tuple[np.ndarray, tuple[str, ...]]:
     cv2.setNumThreads(1)  # two of these are at work
-    image, drawings = picture(look, split, key, index)
+    image, drawings = picture(style_name, split, key, index)
     return square(image, side), drawings
 
 
-def held_out(look: str, per_class: int, key: str, side: int = 160) -> tuple[Tensor, Tensor]:
+def held_out(style_name: str, per_class: int, key: str, side: int = 160) -> tuple[Tensor, Tensor]:
     """Drawings of VOC's classes that no training has seen: (20 * per_class, 3, side, side) uint8, class by class."""
-    images, drawings = render((look,), "val", key, turns(per_class, VOC), side)
+    images, drawings = render((style_name,), "val", key, turns(per_class, VOC), side)
     numbers = torch.tensor([VOC.index(name) for (name,) in drawings])
     order = numbers.argsort(stable=True)
     return images[order], numbers[order]

@@ -35,7 +35,7 @@ def drawing_of(class_name: str) -> str:
 
 
 def web(class_name: str, index: int) -> np.ndarray:
-    """Training image `index` of a class, web look: (H, W, 3) uint8 RGB."""
+    """Training image `index` of a class, web style: (H, W, 3) uint8 RGB."""
     return world.web(drawing_of(class_name), rng_of("train", "web", class_name, index, 0)).image
 
 
