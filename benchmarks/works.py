@@ -19,9 +19,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from benchmarks.measure import Work
 from usam import machine, paths, profiles
-from usam.config import DistillationConfig, GenerateConfig, HeadConfig, SamConfig
+from usam.config import DistillationConfig, HeadConfig, SamConfig
 from usam.data import generate
 from usam.data.datasets import Example
+from usam.data.sources import GenerateConfig
 from usam.evaluation import metrics
 from usam.evaluation.metrics import Detection, Truth
 from usam.evaluation.scores import evaluate

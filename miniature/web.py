@@ -15,27 +15,37 @@ from PIL import Image
 from miniature.datasets import web
 from usam.errors import UserError
 
-# What is wrong at which place of every class's list, over and over: 7 of 28 are bad, three more only look it.
+# Faults by place in every class's list, which repeat: 7 of 28 results are bad, three more need patience.
 ROUND = 28
 RESULTS = 240  # of each class, as many as Openverse shows
-MOVED, BUSY, SLOW = 1, 4, 7  # fine in the end
-MISSING, PAGE, CUT, SAME, ALIKE, TINY, LOOP = 2, 5, 8, 11, 15, 19, 23
+# fine in the end
+MOVED = 1
+BUSY = 4
+SLOW = 7
+# never fine
+MISSING = 2
+PAGE = 5
+CUT = 8
+SAME = 11
+ALIKE = 15
+TINY = 19
+LOOP = 23
 
 
 @contextmanager
 def serve(class_names: list[str], port: int = 0) -> Iterator[str]:
-    """Serves 127.0.0.1 while the block runs; yields the base URL for `CrawlConfig.api`.
+    """Serve 127.0.0.1 while the block runs; yields the base URL for `CrawlConfig.api`.
 
     Each class has `RESULTS` results; a quarter of them is bad: missing, a web page, cut short, a copy, nearly a copy,
-    tiny, a redirect in a circle. Others are moved, slow, or busy at first, and fine. Pictures and their order are
-    always the same. Waiting is short, and only every third class has to: a run shall not last for it.
+    tiny, a redirect loop. Others have moved, are slow, or are busy at first, and are fine then. Pictures and their
+    order are always the same. Waits are short, and only every third class has them, so that a run does not take longer.
 
     Args:
-        class_names: that the drawn world has.
-        port: a free one by default; name it when a crawl shall go on with another server.
+        class_names: classes of the drawn world.
+        port: a free one by default; name it when a crawl continues with a new server.
 
     Raises:
-        UserError: nobody has drawn such a class; the port is in use.
+        UserError: the drawn world has no such class; the port is in use.
     """
     for name in class_names:
         web(name, 0)  # an unknown class is an error here, not in the server's threads
@@ -43,9 +53,9 @@ def serve(class_names: list[str], port: int = 0) -> Iterator[str]:
         server = _Server(("127.0.0.1", port), _Handler)
     except OSError as error:
         raise UserError(
-            f"port {port} of this machine is in use ({error.strerror}): wait for the other run, or mend `api`"
+            f"port {port} of this machine is in use ({error.strerror}): wait for the other run, or correct `api`"
         ) from error
-    server.class_names, server.asked = class_names, set()
+    server.class_names, server.requested = class_names, set()
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
     thread.start()
     try:
@@ -57,21 +67,21 @@ def serve(class_names: list[str], port: int = 0) -> Iterator[str]:
 
 
 class _Server(ThreadingHTTPServer):
-    daemon_threads = False  # server_close() waits for all
+    daemon_threads = False  # server_close() waits for them
 
     @property
     def address(self) -> str:
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A client that hangs up is nothing to print."""
+        """Print nothing: a client may hang up."""
 
 
 class _Handler(BaseHTTPRequestHandler):
-    timeout = 10  # seconds for a client that says nothing
+    timeout = 10  # seconds for a client that sends nothing
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing on the terminal."""
+        """Print nothing."""
 
     def do_GET(self) -> None:
         place = urlsplit(self.path)
@@ -81,7 +91,7 @@ class _Handler(BaseHTTPRequestHandler):
         elif words[0] == "pictures" and words[1].replace("_", " ") in self.server.class_names:
             self._picture(words[1].replace("_", " "), int(words[2]), words[3:])
         else:
-            self._say(404)
+            self._answer(404)
 
     def _results(self, query: dict[str, str]) -> None:
         name, page, size = query.get("q", ""), int(query.get("page", 1)), int(query.get("page_size", 20))
@@ -95,31 +105,31 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(200, answer | {"results": [_result(self.server.address, name, place) for place in places]})
 
     def _picture(self, name: str, place: int, extra: list[str]) -> None:
-        """What is at a place of a class's list; `extra` are the words behind it, in redirects."""
+        """Send what is at a place of a class's list; `extra` are further words of the path, in redirects."""
         kind, path = place % ROUND, urlsplit(self.path).path
         if kind == MISSING:
-            self._say(404)
+            self._answer(404)
         elif kind == PAGE:
-            self._say(200, b"<!DOCTYPE html><title>Sign in</title>", "image/jpeg")
+            self._answer(200, b"<!DOCTYPE html><title>Sign in</title>", "image/jpeg")
         elif kind == LOOP:
-            self._say(302, location=path.removesuffix("/again") if extra else f"{path}/again")
+            self._answer(302, location=path.removesuffix("/again") if extra else f"{path}/again")
         elif kind == MOVED and not extra:
-            self._say(301, location=f"{path}/here")
+            self._answer(301, location=f"{path}/here")
         elif kind == BUSY and self.server.class_names.index(name) % 3 == 0 and self._first_time(path):
-            self._say(429, wait=1)
+            self._answer(429, wait=1)
         else:
             time.sleep(0.1 * (kind == SLOW))
-            self._say(200, _photograph(name, place), "image/jpeg")
+            self._answer(200, _photograph(name, place), "image/jpeg")
 
     def _first_time(self, path: str) -> bool:
-        first = path not in self.server.asked
-        self.server.asked.add(path)
+        first = path not in self.server.requested
+        self.server.requested.add(path)
         return first
 
     def _json(self, status: int, content: dict) -> None:
-        self._say(status, json.dumps(content).encode(), "application/json")
+        self._answer(status, json.dumps(content).encode(), "application/json")
 
-    def _say(
+    def _answer(
         self, status: int, body: bytes = b"", kind: str = "text/html", location: str = "", wait: int | None = None
     ) -> None:
         self.send_response(status)
@@ -132,7 +142,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _result(address: str, name: str, place: int) -> dict:
-    """One of Openverse's results."""
+    """Return a result as Openverse describes it."""
     url = f"{address}/pictures/{name.replace(' ', '_')}/{place}"
     licence = ("by", "by-sa", "cc0", "pdm")[place % 4]
     return dict(
@@ -150,7 +160,7 @@ def _result(address: str, name: str, place: int) -> dict:
 
 
 def _photograph(name: str, place: int) -> bytes:
-    """The JPEG at a place; copies are of the first in their round."""
+    """Return the JPEG at a place; a copy is of the first image in its round."""
     kind = place % ROUND
     index = place - kind if kind in (SAME, ALIKE) else place
     image = Image.fromarray(web(name, index))

@@ -1,7 +1,8 @@
-"""Own pictures: what is found, what is skipped, what is kept, what a stopped run leaves."""
+"""A user's own images: which are found, which are skipped, what is kept, and what a stopped run leaves."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,7 +19,7 @@ import usam.annotation.annotate as annotating
 from usam import paths, profiles
 from usam.annotation import export, inputs
 from usam.annotation.annotate import NOTHING, annotate
-from usam.annotation.inputs import find
+from usam.annotation.inputs import RECORDS, find, gathered_names
 from usam.config import Profile
 from usam.errors import UserError
 from usam.method import inference, sam
@@ -28,7 +29,7 @@ from usam.pipeline import embedding_store, stages
 CLASSES = ["car", "dog"]
 
 
-def picture(file: Path, size: tuple[int, int] = (40, 30), mode: str = "RGB", **options) -> Path:
+def new_image(file: Path, size: tuple[int, int] = (40, 30), mode: str = "RGB", **options) -> Path:
     file.parent.mkdir(parents=True, exist_ok=True)
     values = np.random.default_rng(len(file.name)).integers(0, 255, (size[1], size[0], 3), np.uint8)
     Image.fromarray(values).convert(mode).save(file, **options)
@@ -37,9 +38,9 @@ def picture(file: Path, size: tuple[int, int] = (40, 30), mode: str = "RGB", **o
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Three pictures, one of them in a folder of its own."""
+    """Three images, one of them in a folder of its own."""
     for name in ("a.png", "b.png", "holiday/a.png"):
-        picture(tmp_path / "in" / name)
+        new_image(tmp_path / "in" / name)
     return tmp_path / "in"
 
 
@@ -57,18 +58,18 @@ def test_annotate_is_all_there_is_at_the_top():
 def test_a_folder_becomes_a_data_set(tiny, folder, capsys):
     found = annotate(folder, CLASSES, profile=tiny)
     assert found.out == folder.with_name("in-labelled")
-    assert sorted(found.pictures["original"]) == ["a.png", "b.png", "holiday/a.png"]
-    assert sorted(found.pictures["name"]) == ["a", "b", "holiday_a"]
+    assert sorted(found.images["original"]) == ["a.png", "b.png", "holiday/a.png"]
+    assert sorted(found.images["name"]) == ["a", "b", "holiday_a"]
     coco = json.loads((found.out / "annotations" / "instances.json").read_text())
     assert [one["file_name"] for one in coco["images"]] == ["a.jpg", "b.jpg", "holiday_a.jpg"]
-    assert len(coco["annotations"]) == found.pictures["objects"].sum()
-    assert "3 pictures annotated" in capsys.readouterr().out
+    assert len(coco["annotations"]) == found.images["objects"].sum()
+    assert "3 images annotated" in capsys.readouterr().out
     about = json.loads((found.out / "provenance.json").read_text())
     assert about["classes"] == {"car": ["car"], "dog": ["dog"]} and about["settings"] == tiny.decisive()
 
 
 def test_the_masks_are_those_of_the_protocol(tiny, folder):
-    """What is written for a picture is what threshold and suppression make of it, at the picture's own size."""
+    """What is written for an image is what threshold and suppression make of it, at the image's own size."""
     found = annotate(folder, CLASSES, profile=tiny, score_threshold=0.5)
     image = inputs.read(folder / "b.png")
     embeddings = stages.extractor(tiny)(image)
@@ -76,7 +77,7 @@ def test_the_masks_are_those_of_the_protocol(tiny, folder):
     config = tiny.inference.model_copy(update={"score_threshold": 0.5})
     wanted = inference.label_masks(probability, embeddings, config)
     assert len(wanted.labels)
-    record = json.loads((found.out / export.RECORDS / "b.json").read_text())["objects"]
+    record = json.loads((found.out / RECORDS / "b.json").read_text())["objects"]
     ours = rle_to_masks([{**one["segmentation"], "counts": one["segmentation"]["counts"].encode()} for one in record])
     np.testing.assert_array_equal(ours, wanted.masks)
     assert [one["category_id"] - 1 for one in record] == wanted.labels.tolist()
@@ -84,51 +85,51 @@ def test_the_masks_are_those_of_the_protocol(tiny, folder):
     np.testing.assert_array_equal(painted, wanted.semantic_map())
 
 
-def odd_pictures(folder: Path) -> dict[str, tuple[int, int] | str]:
-    """Files of all kinds -> (width, height) that they have when upright, or what is said of them."""
+def odd_images(folder: Path) -> dict[str, tuple[int, int] | str]:
+    """Files of all kinds -> (width, height) that they have when upright, or what their line says."""
     turned = Image.Exif()
     turned[0x0112] = 6  # the camera lay on its side
-    picture(folder / "turned.jpg", (40, 30), exif=turned)
-    picture(folder / "grey.jpg", mode="L")
-    picture(folder / "inks.jpg", mode="CMYK")
-    picture(folder / "few.png", mode="P")
-    picture(folder / "clear.png", mode="RGBA")
-    picture(folder / "one.png", (1, 1))
-    picture(folder / "strip.png", (20_000, 10))
-    picture(folder / "tall.png", (10, 20_000))
-    picture(folder / "still.gif", mode="P")
+    new_image(folder / "turned.jpg", (40, 30), exif=turned)
+    new_image(folder / "grey.jpg", mode="L")
+    new_image(folder / "inks.jpg", mode="CMYK")
+    new_image(folder / "few.png", mode="P")
+    new_image(folder / "clear.png", mode="RGBA")
+    new_image(folder / "one.png", (1, 1))
+    new_image(folder / "strip.png", (20_000, 10))
+    new_image(folder / "tall.png", (10, 20_000))
+    new_image(folder / "still.gif", mode="P")
     deep = np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50
     Image.fromarray(deep).save(folder / "deep.png")
     Image.fromarray(np.zeros((3, 3), np.float32)).save(folder / "float.tiff")
-    whole = picture(folder / "truncated.jpg", (400, 300)).read_bytes()
+    whole = new_image(folder / "truncated.jpg", (400, 300)).read_bytes()
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.jpg").touch()
-    (folder / "text.jpg").write_text("I am no picture")
+    (folder / "text.jpg").write_text("not an image at all")
     (folder / "nowhere.jpg").symlink_to(folder / "gone.jpg")
     return {
         "turned.jpg": (30, 40), "grey.jpg": (40, 30), "inks.jpg": (40, 30), "few.png": (40, 30), "clear.png": (40, 30),
         "one.png": (1, 1), "strip.png": (20_000, 10), "tall.png": (10, 20_000), "still.gif": (40, 30),
         "deep.png": (40, 30), "float.tiff": "floating-point", "truncated.jpg": "truncated", "empty.jpg": "empty file",
-        "text.jpg": "no picture", "nowhere.jpg": "No such file",
+        "text.jpg": "not an image", "nowhere.jpg": "No such file",
     }  # fmt: skip
 
 
 def test_every_kind_of_file_gets_its_result_or_its_line(tiny, tmp_path, capsys):
-    wanted = odd_pictures(tmp_path / "in")
-    (tmp_path / "in" / "notes.txt").write_text("left alone")
-    (tmp_path / "in" / ".hidden.jpg").write_text("left alone")
+    wanted = odd_images(tmp_path / "in")
+    (tmp_path / "in" / "notes.txt").write_text("ignored")
+    (tmp_path / "in" / ".hidden.jpg").write_text("ignored")
     found = annotate(tmp_path / "in", CLASSES, tmp_path / "out", profile=tiny)
-    sizes = {row.original: (row.width, row.height) for row in found.pictures.itertuples()}
+    sizes = {row.original: (row.width, row.height) for row in found.images.itertuples()}
     reasons = dict(found.skipped.itertuples(index=False))
     assert sizes == {name: size for name, size in wanted.items() if isinstance(size, tuple)}
     assert set(reasons) == {name for name, words in wanted.items() if isinstance(words, str)}
     for name, words in wanted.items():
         if isinstance(words, str):
             assert words in reasons[name] and "\n" not in reasons[name] and str(tmp_path) not in reasons[name]
-    said = capsys.readouterr().out
-    assert "5 skipped" in said and "left alone" in said and "1 .txt" in said
+    printed = capsys.readouterr().out
+    assert "5 images skipped" in printed and ".txt: 1" in printed
     assert pd.read_csv(tmp_path / "out" / "skipped.csv")["original"].tolist() == sorted(reasons)
-    for row in found.pictures.itertuples():
+    for row in found.images.itertuples():
         for file in export.FILES:
             with_suffix = found.out / file.format(row.name)
             assert with_suffix.is_file()
@@ -136,18 +137,45 @@ def test_every_kind_of_file_gets_its_result_or_its_line(tiny, tmp_path, capsys):
                 assert Image.open(with_suffix).size == (row.width, row.height)
 
 
+UNENDING = """
+import sys
+from usam import annotate, profiles
+smoke = profiles.load("smoke")
+head = smoke.head.model_copy(update={"epochs": 1})
+annotate(sys.argv[1:-1], ["car", "dog"], sys.argv[-1], profile=smoke.model_copy(update={"head": head}))
+"""
+
+
+@pytest.mark.usefixtures("tiny")
+def test_pipes_and_devices_are_skipped_however_they_are_named(folder):
+    """Reading a pipe that nobody writes to never ends: the test would run into its timeout."""
+    os.mkfifo(folder / "pipe.jpg")
+    os.mkfifo(folder / "pipe.txt")
+    os.mkfifo(folder / "holiday" / "unnamed")
+    (folder / "link.jpg").symlink_to(folder / "pipe.jpg")
+    (folder / "zero.png").symlink_to("/dev/zero")
+    named = [str(folder), str(folder / "holiday" / "*"), str(folder / "pipe.jpg")]
+    command = [sys.executable, "-c", UNENDING, *named, str(folder.with_name("out"))]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=paths.ROOT, timeout=120)
+    assert done.returncode == 0, done.stderr
+    skipped = pd.read_csv(folder.with_name("out") / "skipped.csv")
+    assert skipped["original"].tolist() == ["holiday/unnamed", "link.jpg", "pipe.jpg", "zero.png"]
+    assert set(skipped["reason"]) == {"not a regular file but a pipe, a socket or a device"}
+    assert "3 images annotated" in done.stdout and "4 images skipped" in done.stdout and ".txt: 1" in done.stdout
+
+
 def test_strict_fails_in_the_end(tiny, folder):
-    (folder / "text.jpg").write_text("I am no picture")
-    with pytest.raises(UserError, match=r"1 of 4 pictures were skipped, text\.jpg for one \(no picture"):
+    (folder / "text.jpg").write_text("not an image at all")
+    with pytest.raises(UserError, match=r"1 of 4 images were skipped, for example text\.jpg \(not an image"):
         annotate(folder, CLASSES, profile=tiny, strict=True)
-    assert len(pd.read_csv(folder.with_name("in-labelled") / "pictures.csv")) == 3
+    assert len(pd.read_csv(folder.with_name("in-labelled") / "images.csv")) == 3
 
 
 def test_nothing_that_can_be_read_is_an_empty_data_set(tiny, tmp_path):
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "text.jpg").write_text("I am no picture")
+    (tmp_path / "in" / "text.jpg").write_text("not an image at all")
     found = annotate(tmp_path / "in", CLASSES, profile=tiny)
-    assert len(found.pictures) == 0 and len(found.skipped) == 1
+    assert len(found.images) == 0 and len(found.skipped) == 1
     assert json.loads((found.out / "annotations" / "instances.json").read_text())["images"] == []
 
 
@@ -167,33 +195,34 @@ def test_other_settings_and_names_need_no_sam(tiny, folder, monkeypatch):
     without_sam(monkeypatch)
     annotate(folder, CLASSES[::-1], folder.with_name("other"), profile=tiny)  # the same training images
     strict = annotate(folder, CLASSES, profile=tiny, score_threshold=1)
-    assert strict.pictures["objects"].sum() == 0 and (strict.pictures["doubt"] == 1).all()
+    assert strict.images["objects"].sum() == 0 and (strict.images["expected_error"] == 1).all()
     lenient = annotate(folder, CLASSES, profile=tiny, score_threshold=0.5)
-    assert lenient.pictures["objects"].sum() > 0
+    assert lenient.images["objects"].sum() > 0
     assert lenient.embeddings("b").image_size == (30, 40)
 
 
 KILLED = """
 import os, signal, sys
-from usam import annotation, export, profiles
+from usam import profiles
+from usam.annotation import annotate, export
 data, out, threshold, after = sys.argv[1:]
-plain, calls = export.runs.write_atomically, []
+plain, calls = export.write_atomically, []
 def writing(*arguments):
     calls.append(arguments)
     if len(calls) == int(after):
         os.kill(os.getpid(), signal.SIGKILL)
     plain(*arguments)
-export.runs.write_atomically = writing
+export.write_atomically = writing
 smoke = profiles.load("smoke")
 head = smoke.head.model_copy(update={"epochs": 1})
-annotation.annotate(data, ["car", "dog"], out, profile=smoke.model_copy(update={"head": head}),
+annotate.annotate(data, ["car", "dog"], out, profile=smoke.model_copy(update={"head": head}),
                     score_threshold=float(threshold))
 """
 
 
 @pytest.mark.parametrize("after", [4, 7])
 def test_killed_at_other_settings_the_first_ones_come_back(tiny, folder, after):
-    """kill -9 in the middle of a picture's files: what is there belongs to two settings, and is not taken as whole."""
+    """kill -9 in the middle of an image's files: what is there belongs to two settings, and is not taken as whole."""
     out = folder.with_name("out")
     smoke = profiles.load("smoke").model_copy(update={"head": tiny.head})
     annotate(folder, CLASSES, out, profile=smoke, score_threshold=0.9)
@@ -206,31 +235,31 @@ def test_killed_at_other_settings_the_first_ones_come_back(tiny, folder, after):
 
 
 def test_a_broken_file_alone_does_not_load_sam(tiny, folder, monkeypatch):
-    (folder / "text.jpg").write_text("I am no picture")
+    (folder / "text.jpg").write_text("not an image at all")
     annotate(folder, CLASSES, profile=tiny)
     without_sam(monkeypatch)
     assert len(annotate(folder, CLASSES, profile=tiny, score_threshold=0.5).skipped) == 1
 
 
 def test_a_broken_file_among_others_changes_nothing_of_theirs(tiny, folder):
-    whole = annotate(folder, CLASSES, folder.with_name("one"), profile=tiny, score_threshold=0.5).pictures
+    whole = annotate(folder, CLASSES, folder.with_name("one"), profile=tiny, score_threshold=0.5).images
     for name in ("0.jpg", "aa.jpg", "z.jpg"):
-        (folder / name).write_text("I am no picture")
+        (folder / name).write_text("not an image at all")
     shutil.rmtree(stages.single_image_folder(tiny))
     found = annotate(folder, CLASSES, folder.with_name("two"), profile=tiny, score_threshold=0.5)
     assert found.skipped["original"].tolist() == ["0.jpg", "aa.jpg", "z.jpg"]
-    pd.testing.assert_frame_equal(found.pictures, whole)
+    pd.testing.assert_frame_equal(found.images, whole)
 
 
-def test_large_pictures_take_turns(tiny, folder, monkeypatch):
+def test_large_images_take_turns(tiny, folder, monkeypatch):
     monkeypatch.setattr(inputs, "LARGE", 100)
     held, plain = [], inputs.read
 
-    def reading(file):
+    def read(file):
         held.append(inputs._large.locked())
         return plain(file)
 
-    monkeypatch.setattr(annotating, "read", reading)
+    monkeypatch.setattr(inputs, "read", read)
     annotate(folder, CLASSES, profile=tiny)
     assert len(held) > 5 and all(held)
 
@@ -261,7 +290,7 @@ def test_what_was_deleted_or_changed_is_made_again_and_nothing_else(tiny, folder
     out = annotate(folder, CLASSES, profile=tiny).out
     before = {name: (out / name).stat().st_mtime_ns for name in ("overlays/a.jpg", "overlays/b.jpg")}
     (out / "labels" / "a.txt").unlink()
-    picture(folder / "holiday" / "a.png", (50, 20))
+    new_image(folder / "holiday" / "a.png", (50, 20))
     annotate(folder, CLASSES, profile=tiny)
     assert (out / "labels" / "a.txt").is_file()
     assert (out / "overlays/b.jpg").stat().st_mtime_ns == before["overlays/b.jpg"]
@@ -269,38 +298,38 @@ def test_what_was_deleted_or_changed_is_made_again_and_nothing_else(tiny, folder
     assert Image.open(out / "images" / "holiday_a.jpg").size == (50, 20)
 
 
-def test_pictures_that_left_the_folder_leave_the_data_set(tiny, folder):
+def test_images_that_left_the_folder_leave_the_data_set(tiny, folder):
     out = annotate(folder, CLASSES, profile=tiny).out
     (folder / "b.png").unlink()
-    picture(folder / "c.png")
+    new_image(folder / "c.png")
     found = annotate(folder, CLASSES, profile=tiny)
-    assert sorted(found.pictures["name"]) == ["a", "c", "holiday_a"]
+    assert sorted(found.images["name"]) == ["a", "c", "holiday_a"]
     assert not [name for name in files_of(out) if Path(name).stem == "b"]
 
 
-def test_pictures_that_leave_are_counted_and_earlier_results_are_no_input(tiny, folder, capsys):
+def test_images_that_leave_are_counted_and_earlier_results_are_no_input(tiny, folder, capsys):
     annotate(folder, CLASSES, folder / "labelled", profile=tiny)
     again = annotate(folder, CLASSES, folder.with_name("other"), profile=tiny)
-    assert len(again.pictures) == 3 and "files of earlier results" in capsys.readouterr().out
+    assert len(again.images) == 3 and "files of earlier results" in capsys.readouterr().out
     annotate(folder / "a.png", CLASSES, folder.with_name("other"), profile=tiny)
-    assert "2 pictures of an earlier run are not asked for any more" in capsys.readouterr().out
+    assert "2 images of an earlier run are not in this one" in capsys.readouterr().out
 
 
-def test_a_crowded_result_says_so(tiny, folder, capsys, monkeypatch):
-    crowded = annotate(folder, CLASSES, profile=tiny, score_threshold=0).pictures["labelled"]
-    assert ("have a label, which is rarely true" in capsys.readouterr().out) == (crowded.mean() > annotating.CROWDED)
+def test_an_image_full_of_labels_is_pointed_out(tiny, folder, capsys, monkeypatch):
+    crowded = annotate(folder, CLASSES, profile=tiny, score_threshold=0).images["labelled"]
+    assert ("have a label, which is rarely right" in capsys.readouterr().out) == (crowded.mean() > annotating.CROWDED)
     monkeypatch.setattr(annotating, "CROWDED", 0)
     assert crowded.mean() > 0
     annotate(folder, CLASSES, profile=tiny, score_threshold=0)
-    assert "have a label, which is rarely true" in capsys.readouterr().out
+    assert "have a label, which is rarely right" in capsys.readouterr().out
     annotate(folder, CLASSES, profile=tiny, score_threshold=1)
-    assert "rarely true" not in capsys.readouterr().out
+    assert "rarely right" not in capsys.readouterr().out
 
 
 def test_a_call_that_fails_early_leaves_no_folder(tiny, folder):
     with pytest.raises(UserError):
         annotate(folder, CLASSES, folder.with_name("new"), profile=tiny, source="dream")
-    assert not (folder.with_name("new") / export.RECORDS).exists()
+    assert not (folder.with_name("new") / RECORDS).exists()
 
 
 def test_a_folder_of_something_else_is_left_alone(tiny, folder):
@@ -324,8 +353,8 @@ def test_other_masks_of_sam_are_other_answers(tiny, folder):
     assert (two.out / "annotations" / "instances.json").read_text() != before
 
 
-def test_a_picture_that_vanishes_is_skipped(tiny, folder, monkeypatch):
-    plain = annotate._embed
+def test_a_image_that_vanishes_is_skipped(tiny, folder, monkeypatch):
+    plain = annotating._embed
 
     def vanishing(*arguments):
         skipped = plain(*arguments)
@@ -334,18 +363,18 @@ def test_a_picture_that_vanishes_is_skipped(tiny, folder, monkeypatch):
 
     monkeypatch.setattr(annotating, "_embed", vanishing)
     found = annotate(folder, CLASSES, profile=tiny)
-    assert sorted(found.pictures["name"]) == ["a", "holiday_a"]
+    assert sorted(found.images["name"]) == ["a", "holiday_a"]
     assert found.skipped.to_dict("records") == [{"original": "b.png", "reason": "No such file or directory"}]
 
 
-def test_the_folder_of_the_pictures_is_no_place_for_the_result(tiny, folder):
+def test_the_folder_of_the_images_is_no_place_for_the_result(tiny, folder):
     with pytest.raises(UserError, match="holds something else"):
         annotate(folder, CLASSES, folder, profile=tiny)
 
 
 def test_damaged_embeddings_are_named(tiny, folder):
     found = annotate(folder, CLASSES, profile=tiny)
-    found.kept["a"].write_bytes(b"damaged")
+    found.embedding_files["a"].write_bytes(b"damaged")
     (found.out / "labels" / "a.txt").unlink()
     with pytest.raises(UserError, match=r"\.npz is damaged .*delete it"):
         annotate(folder, CLASSES, profile=tiny)
@@ -361,13 +390,11 @@ def test_find_folder_pattern_list_and_file(folder, monkeypatch):
     assert names(folder / "a.png") == ["a"]
     monkeypatch.chdir(folder)
     assert names("holiday") == ["a"]
-    picture(folder / "labelled" / "images" / "a.png")  # a data set inside the folder of pictures
+    new_image(folder / "labelled" / "images" / "a.png")  # a data set inside the folder of images
     assert names(folder) == ["a", "b", "holiday_a"]
-    for nothing in (folder / "*.jpg", folder / "nowhere" / "*.png"):
-        with pytest.raises(UserError, match="no pictures in"):
+    for nothing in (folder / "*.jpg", folder / "nowhere" / "*.png", folder / "nowhere"):
+        with pytest.raises(UserError, match=f"no images found at {re.escape(str(nothing))}: name a folder"):
             find(nothing, folder / "labelled")
-    with pytest.raises(UserError, match="nowhere does not exist"):
-        find(folder / "nowhere", folder / "labelled")
     with pytest.raises(UserError, match="is no pattern"):
         find(folder / "**.png", folder / "labelled")
 
@@ -377,30 +404,30 @@ def test_find_odd_entries(folder, capsys):
     (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
     (folder / "elsewhere").symlink_to(folder.parent)
     Path(os.fsdecode(os.fsencode(folder) + b"/n.t\xe9xt")).write_text("")
-    picture(folder / "trip [2020]" / "a.png")
+    new_image(folder / "trip [2020]" / "a.png")
     assert [p.original for p in find(folder, folder.with_name("out"))] == [
         "a.png", "b.png", "holiday/a.png", "loop.jpg", "trip [2020]/a.png",
     ]  # fmt: skip
-    assert "1 links to folders" in capsys.readouterr().out
+    assert "links to folders: 1" in capsys.readouterr().out
     assert [p.original for p in find(folder / "trip [2020]" / "*.png", folder.with_name("out"))] == ["a.png"]
 
 
 def test_where_the_data_set_goes_by_default(folder):
     for images in (folder, folder / "a.png", folder / "*.png", folder / "**" / "a.png", f"{folder}/../in"):
-        assert inputs.beside(images) == folder.with_name("in-labelled")
+        assert inputs.default_out(images) == folder.with_name("in-labelled")
     odd = folder / "trip [2020]"
     odd.mkdir()
-    assert inputs.beside(odd) == folder / "trip [2020]-labelled"
-    with pytest.raises(UserError, match="name the folder `out`"):
-        inputs.beside([folder])
+    assert inputs.default_out(odd) == folder / "trip [2020]-labelled"
+    with pytest.raises(UserError, match="name the folder of the result as `out`"):
+        inputs.default_out([folder])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, of what it finds
 @pytest.mark.parametrize("ending", ["png", "jpg", "gif", "tiff", "webp", "bmp", "ppm", "tga", "ico", "jp2"])
-def test_damaged_files_of_all_kinds_have_a_line_or_a_picture(tmp_path, ending):
+def test_damaged_files_of_all_kinds_have_a_line_or_a_image(tmp_path, ending):
     """Bytes are changed, left out and put in at random; nothing but a `UserError` ever comes out."""
-    rng, file = np.random.default_rng(0), tmp_path / f"picture.{ending}"
-    whole = picture(file, (24, 16)).read_bytes()
+    rng, file = np.random.default_rng(0), tmp_path / f"image.{ending}"
+    whole = new_image(file, (24, 16)).read_bytes()
     for _ in range(60):
         damaged = bytearray(whole)
         for place in rng.integers(0, len(whole), rng.integers(1, 12)):
@@ -417,7 +444,7 @@ def test_damaged_files_of_all_kinds_have_a_line_or_a_picture(tmp_path, ending):
 
 def test_names_are_unique_and_can_be_written_everywhere(tmp_path):
     for name in ("a.png", "a.jpg", "A.gif", "x/y:z?.png", "x_y_z_.png", "Größe 1.png", " b .png", f"{'ä' * 120}.png"):
-        picture(tmp_path / name)
+        new_image(tmp_path / name)
     (tmp_path / "v1.2").mkdir()
     for k in range(3):
         shutil.copy(tmp_path / "a.png", tmp_path / "v1.2" / str(k))
@@ -433,7 +460,7 @@ def test_names_are_unique_and_can_be_written_everywhere(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "said, meant",
+    "given, meant",
     [
         ("dog, bicycle", {"dog": ("dog",), "bicycle": ("bicycle",)}),
         ("[dog, potted plant]", {"dog": ("dog",), "potted plant": ("potted plant",)}),
@@ -443,28 +470,28 @@ def test_names_are_unique_and_can_be_written_everywhere(tmp_path):
         ({"animal": ["cat", "dog"], "car": "car"}, {"animal": ("cat", "dog"), "car": ("car",)}),
     ],
 )
-def test_classes_in_every_form(said, meant):
-    assert annotate._gathered(said, ()) == meant
-    assert annotate._gathered(said, "horse, sheep") == meant | {NOTHING: ("horse", "sheep")}
+def test_classes_in_every_form(given, meant):
+    assert gathered_names(given, ()) == meant
+    assert gathered_names(given, "horse, sheep") == meant | {NOTHING: ("horse", "sheep")}
 
 
 @pytest.mark.parametrize(
-    "classes, others, said",
+    "classes, others, problem",
     [
         ("dog", "", "one class alone"),
-        ("", "", "no class names"),
-        (["dog", "dog"], "", "named twice"),
-        ({"animal": ["dog"], "pet": ["dog"]}, "", "in two classes"),
-        ("dog, cat", "cat", "in two classes"),
-        ({"animal": [], "car": ["car"]}, "", "gathers nothing"),
-        ("dog, ../../etc", "", "no folder name"),
-        ("{animal: [cat", "", "are neither"),
-        ([f"thing {k}" for k in range(300)], "", "has room for 254"),
-        ({NOTHING: ["cat"], "dog": ["dog"]}, "", "the name of the class of `others`"),
+        ("", "", "no class name"),
+        (["dog", "dog"], "", "'dog' is named twice"),
+        ({"animal": ["dog"], "pet": ["dog"]}, "", "is named twice"),
+        ("dog, cat", "cat", "is named twice"),
+        ({"animal": [], "car": ["car"]}, "", "gathers no names"),
+        ("dog, ../../etc", "", "etc"),
+        ("{animal: [cat", "", "cannot be read: write"),
+        ([f"thing {k}" for k in range(300)], "", "at most 254"),
+        ({NOTHING: ["cat"], "dog": ["dog"]}, "", "is reserved for `others`"),
     ],
 )
-def test_class_names_that_do_not_do(tiny, folder, classes, others, said):
-    with pytest.raises(UserError, match=said):
+def test_class_names_that_do_not_do(tiny, folder, classes, others, problem):
+    with pytest.raises(UserError, match=problem):
         annotate(folder, classes, profile=tiny, others=others)
     assert not folder.with_name("in-labelled").exists()
 

@@ -30,7 +30,7 @@ from usam.data.http import Rejected, Web
 from usam.errors import UserError
 
 FAST = dict(seconds_between_requests=0, seconds_between_api_requests=0)
-KEPT = ""
+ACCEPTED = ""
 
 
 @pytest.fixture(autouse=True)
@@ -51,8 +51,8 @@ def waits(monkeypatch) -> list[float]:
 
 
 @pytest.fixture
-def asked(monkeypatch) -> list[str]:
-    """Paths that the miniature's web was asked for."""
+def requested(monkeypatch) -> list[str]:
+    """Paths that were requested from the miniature's web."""
     seen: list[str] = []
     answer = web._Handler.do_GET
 
@@ -123,7 +123,7 @@ def config_for(tmp_path: Path, rows: list[tuple[str, str]], **options) -> CrawlC
 
 
 def reasons(tmp_path: Path, urls: list[str], **options) -> list[str]:
-    """What becomes of each URL; "" is kept. A good picture in a folder of its own comes first: there is a network."""
+    """What becomes of each URL; "" is accepted. A good picture of another class comes first: there is a network."""
     with serving(lambda self: self.say(200, png(12345))) as good:
         config = config_for(tmp_path, [("good", f"{good}/"), *(("dog", url) for url in urls)], **options)
         try:
@@ -161,10 +161,12 @@ def test_every_candidate_of_the_miniature_web_has_the_fate_it_should_have(tmp_pa
         }
         rows = table[table["class"] == name].reset_index()
         assert rows["reason"].tolist() == [rejected.get(place, "") for place in range(28)]
-        kept = rows[rows["status"] == "kept"]
-        assert kept["file"].tolist() == [f"{folder}/{k:04d}.jpg" for k in range(21)]
-        assert kept["url"].str.rsplit("/").str[-1].astype(int).tolist() == [k for k in range(28) if k not in rejected]
-        for row in kept.itertuples():
+        accepted = rows[rows["status"] == "accepted"]
+        assert accepted["file"].tolist() == [f"{folder}/{k:04d}.jpg" for k in range(21)]
+        assert accepted["url"].str.rsplit("/").str[-1].astype(int).tolist() == [
+            k for k in range(28) if k not in rejected
+        ]
+        for row in accepted.itertuples():
             stored = (tmp_path / "out" / row.file).read_bytes()
             assert stored == web._photograph(name, int(row.url.rsplit("/")[-1]))
             assert (row.sha256, row.bytes) == (sha256(stored).hexdigest(), len(stored))
@@ -172,24 +174,24 @@ def test_every_candidate_of_the_miniature_web_has_the_fate_it_should_have(tmp_pa
     assert table.loc[0, ["creator", "licence"]].tolist() == ["nobody 0", "by 2.0"]
     assert table.loc[2, ["page", "licence"]].tolist() == [f"{table.loc[2, 'url']}/about", "cc0 1.0"]
     assert table["width"].isna().sum() == 6  # three of each class without a picture
-    assert waits == [1.0]  # Retry-After: every third class is asked to wait, here the first
+    assert waits == [1.0]  # Retry-After: every third class has to wait, here the first
     assert {path.name for path in tmp_path.iterdir()} == {"out", ".out.lock"}
     assert not [line for line in capfd.readouterr().err.splitlines() if "web images" not in line and line]
 
 
-def test_a_finished_crawl_asks_nobody(tmp_path, waits, asked):
+def test_a_finished_crawl_requests_nothing(tmp_path, waits, requested):
     with web.serve(["car"]) as api:
         first = crawl(tmp_path / "out", ["car"], mini(api), 3)
-        before, there = len(asked), content(tmp_path / "out")
+        before, there = len(requested), content(tmp_path / "out")
         second = crawl(tmp_path / "out", ["car"], mini(api), 3)
     assert before == 6  # the list; a picture, two requests for the one that moved, a missing one, a picture
-    assert len(asked) == before
+    assert len(requested) == before
     pd.testing.assert_frame_equal(first, second)
     assert content(tmp_path / "out") == there
 
 
 @pytest.mark.parametrize("where", ["judge", "flush", "_store"])
-def test_a_crawl_that_was_killed_ends_like_one_that_was_not(tmp_path, waits, asked, monkeypatch, where):
+def test_a_killed_crawl_ends_like_one_that_ran_through(tmp_path, waits, requested, monkeypatch, where):
     whole = getattr(crawling._CrawlFolder, where)
     with web.serve(["car", "dog"]) as api:
         crawl(tmp_path / "whole", ["car", "dog"], mini(api), 9)
@@ -209,10 +211,10 @@ def test_a_crawl_that_was_killed_ends_like_one_that_was_not(tmp_path, waits, ask
         monkeypatch.setattr(crawling._CrawlFolder, where, whole)
         crawl(tmp_path / "out", ["car", "dog"], mini(api), 9)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
-    assert sum(path.startswith("/v1") for path in asked) == 2 + 2  # a list is asked for once
+    assert sum(path.startswith("/v1") for path in requested) == 2 + 2  # a list is requested once
 
 
-def test_what_was_decided_is_not_downloaded_again(tmp_path, waits, asked, monkeypatch):
+def test_what_was_decided_is_not_downloaded_again(tmp_path, waits, requested, monkeypatch):
     with web.serve(["car"]) as api:
         judge, calls = crawling._CrawlFolder.judge, iter(range(1000))
 
@@ -224,10 +226,10 @@ def test_what_was_decided_is_not_downloaded_again(tmp_path, waits, asked, monkey
         monkeypatch.setattr(crawling._CrawlFolder, "judge", killed)
         with pytest.raises(KeyboardInterrupt):
             crawl(tmp_path / "out", ["car"], mini(api), 9)
-        asked.clear()
+        requested.clear()
         crawl(tmp_path / "out", ["car"], mini(api), 9)
     # places 0 to 6 were judged; 7 to 12 hold six more good ones, which is one more than it takes
-    assert sorted(int(path.rsplit("/")[-1]) for path in asked) == [7, 8, 9, 10, 11, 12]
+    assert sorted(int(path.rsplit("/")[-1]) for path in requested) == [7, 8, 9, 10, 11, 12]
 
 
 def test_a_server_that_went_away_loses_nothing(tmp_path, waits, monkeypatch):
@@ -272,7 +274,7 @@ def test_the_miniature_web_answers_like_openverse_on_loopback_only():
         pass
 
 
-# -- manners --------------------------------------------------------------------------------------------------------
+# -- rate limits ------------------------------------------------------------------------------------------------------
 
 
 def failing(statuses: list[int], **headers) -> Callable[[Reply], None]:
@@ -281,7 +283,7 @@ def failing(statuses: list[int], **headers) -> Callable[[Reply], None]:
 
 
 @pytest.mark.parametrize(
-    ("header", "least", "most"),
+    ("header", "shortest", "longest"),
     [
         ("7", 7, 7),
         ("100000", 120, 120),
@@ -293,18 +295,18 @@ def failing(statuses: list[int], **headers) -> Callable[[Reply], None]:
     ],
     ids=["seconds", "too long", "at once", "date", "past", "nonsense", "huge"],
 )
-def test_retry_after_is_honoured(tmp_path, waits, header, least, most):
+def test_retry_after_is_honoured(tmp_path, waits, header, shortest, longest):
     value = header() if callable(header) else header
     with serving(failing([503], Retry_After=value)) as base:
-        assert reasons(tmp_path, [f"{base}/a"]) == [KEPT]
-    assert len(waits) == (least is not None)
-    assert all(least <= wait <= most for wait in waits)
+        assert reasons(tmp_path, [f"{base}/a"]) == [ACCEPTED]
+    assert len(waits) == (shortest is not None)
+    assert all(shortest <= wait <= longest for wait in waits)
 
 
 @pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
 def test_three_retries_with_growing_pauses(tmp_path, waits, status):
     with serving(failing([status] * 3)) as base:
-        assert reasons(tmp_path, [f"{base}/a"]) == [KEPT]
+        assert reasons(tmp_path, [f"{base}/a"]) == [ACCEPTED]
     assert [int(wait) for wait in waits] == [1, 2, 4]  # and up to a second of jitter
     with serving(failing([status] * 4)) as base:
         (tmp_path / "again").mkdir()
@@ -340,7 +342,7 @@ def test_broken_connections_are_tried_again(tmp_path, waits):
         self.say(200, png(1))
 
     with serving(broken) as base:
-        assert reasons(tmp_path, [f"{base}/a"]) == [KEPT]
+        assert reasons(tmp_path, [f"{base}/a"]) == [ACCEPTED]
     assert [int(wait) for wait in waits] == [1, 2]
 
 
@@ -363,7 +365,7 @@ def test_passing_failures_are_tried_once_more_by_a_later_run(tmp_path, waits, ca
     assert sorted(seen) == ["/0", *["/1"] * 8, *["/2"] * 5, "/3"]
     manifest = tmp_path / "out" / "manifest.csv"
     assert capsys.readouterr().out.splitlines() == [
-        f"warning: only {count} of 4 web images of 'dog': {manifest} says why" for count in (2, 3, 3)
+        f"warning: only {count} of 4 web images of 'dog': {manifest} lists the reasons" for count in (2, 3, 3)
     ]
     assert sorted(p.name for p in (tmp_path / "out" / "dog").iterdir()) == ["0000.png", "0001.png", "0002.png"]
 
@@ -404,8 +406,8 @@ def test_result_does_not_depend_on_timing(tmp_path, monkeypatch):
             crawl(tmp_path / run, ["dog"], config, 12)
     # pairs 2k, 2k + 1 are one picture at two sizes; 3, 10, 17, 24 are missing
     table = pd.read_csv(tmp_path / "a" / "manifest.csv")
-    kept = table[table["status"] == "kept"]["url"].str.rsplit("/").str[-1].astype(int).tolist()
-    assert kept == [0, 2, 4, 6, 8, 11, 12, 14, 16, 18, 20, 22]
+    accepted = table[table["status"] == "accepted"]["url"].str.rsplit("/").str[-1].astype(int).tolist()
+    assert accepted == [0, 2, 4, 6, 8, 11, 12, 14, 16, 18, 20, 22]
     assert len(table) == 23
     assert content(tmp_path / "a") == content(tmp_path / "b") == content(tmp_path / "c")
 
@@ -453,7 +455,7 @@ def test_the_api_has_a_pause_of_its_own(tmp_path, waits):
     assert (CrawlConfig().seconds_between_api_requests, CrawlConfig().seconds_between_requests) == (3, 1)
 
 
-def test_we_say_who_we_are(tmp_path):
+def test_requests_name_their_sender(tmp_path):
     got = []
 
     def answer(self):
@@ -461,7 +463,7 @@ def test_we_say_who_we_are(tmp_path):
         self.say(200, png(int(self.path[1:])), Set_Cookie="a=b")
 
     with serving(answer) as base:
-        assert reasons(tmp_path, [f"{base}/1", f"{base}/2"]) == [KEPT, KEPT]
+        assert reasons(tmp_path, [f"{base}/1", f"{base}/2"]) == [ACCEPTED, ACCEPTED]
     assert got == [("usam/0.1.0 (research; +images for class names)", "identity", None)] * 2
 
 
@@ -540,11 +542,11 @@ def test_the_address_that_was_checked_is_the_one_connected_to(waits, unconnected
     assert error.value.reason == "refused: rebinding.example has no public address"  # the second attempt looks again
 
 
-def test_loopback_is_refused_unless_allowed(tmp_path, asked):
+def test_loopback_is_refused_unless_allowed(tmp_path, requested):
     with web.serve(["car"]) as api:
         with pytest.raises(UserError, match=r"127\.0\.0\.1 has no public address") as error:
             crawl(tmp_path / "out", ["car"], mini(api, allow_hosts=[]), 2)
-        assert asked == []
+        assert requested == []
         assert len(str(error.value).splitlines()) == 1
 
 
@@ -581,14 +583,14 @@ def test_redirects_are_checked_at_each_hop(tmp_path, waits):
             "no valid address or answer",
             "redirect loop",
             "more than 5 redirects",
-            KEPT,
+            ACCEPTED,
         ]
     assert "/secret" not in seen
 
 
 def test_no_redirect_from_https_to_http(monkeypatch):
     hops = {"https://a.example/": "https://b.example/", "https://b.example/": "http://c.example/"}
-    monkeypatch.setattr(Web, "_once", lambda _self, place, _headers: (b"", hops[place.geturl()]))
+    monkeypatch.setattr(Web, "_request", lambda _self, parts, _headers: (b"", hops[parts.geturl()]))
     with pytest.raises(Rejected) as error:
         Web(CrawlConfig()).fetch("https://a.example/")
     assert error.value.reason == "refused: redirect from https to http"
@@ -630,7 +632,7 @@ def test_compressed_bodies_are_limited_by_what_they_hold(tmp_path):
 
     with serving(answer) as base:
         urls = [f"{base}/bomb", f"{base}/fine"]
-        assert reasons(tmp_path, urls, largest_bytes=1_000_000) == ["larger than 1000000 bytes", KEPT]
+        assert reasons(tmp_path, urls, largest_bytes=1_000_000) == ["larger than 1000000 bytes", ACCEPTED]
 
 
 def header(width: int, height: int) -> bytes:
@@ -665,18 +667,20 @@ def test_pixel_bombs_and_what_is_no_picture(tmp_path):
             "no image",
             "no image",
             "smaller than 64 pixels",
-            KEPT,
+            ACCEPTED,
         ]
 
 
-@pytest.mark.parametrize("where", ["headers", "body"])
+@pytest.mark.parametrize("where", ["headers", "body", "chunk size"])
 def test_a_dripping_server_does_not_hold_the_crawl(tmp_path, waits, where):
     def drip(self):
-        if where == "body":
+        if where != "headers":
             self.send_response(200)
+            if where == "chunk size":
+                self.send_header("Transfer-Encoding", "chunked")
             self.end_headers()
         for _ in range(200):
-            self.wfile.write(b"H")
+            self.wfile.write(b"0")
             time.sleep(0.05)
 
     with serving(drip) as base:
@@ -686,7 +690,7 @@ def test_a_dripping_server_does_not_hold_the_crawl(tmp_path, waits, where):
     assert waits == []  # attempts share the time
 
 
-def test_a_silent_server_times_out(tmp_path, waits):
+def test_a_server_that_sends_nothing_times_out(tmp_path, waits):
     with serving(lambda self: time.sleep(0.3)) as base:
         assert reasons(tmp_path, [f"{base}/a"], timeout=0.1, seconds_per_image=0.25) == ["time-out"]
     assert [int(wait) for wait in waits] == [1, 2]  # the third attempt is cut short by the total
@@ -695,7 +699,7 @@ def test_a_silent_server_times_out(tmp_path, waits):
 # -- pictures and sources -------------------------------------------------------------------------------------------
 
 
-def test_all_kinds_of_pictures_are_kept_as_they_are(tmp_path):
+def test_all_kinds_of_pictures_are_accepted_as_they_are(tmp_path):
     source = tmp_path / "source" / "hot_dog"
     source.mkdir(parents=True)
     exif = Image.Exif()
@@ -778,22 +782,22 @@ def test_a_list_says_where_its_pictures_come_from_and_duplicates_are_found_acros
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("url,page\nhttp://a.example/,\n", "has no column 'class'"),
         ("class,link\ndog,http://a.example/\n", "has no column 'url'"),
-        ("class,url\nunicorn,http://a.example/\n", "has images of 'unicorn', a class not asked for"),
+        ("class,url\nunicorn,http://a.example/\n", "has images of 'unicorn', which is not among the class names"),
         ("class,url\n", "has no rows"),
         ("", "cannot be read"),
         (b"class,url\ndog,\xff\xfe\n", "cannot be read"),
         (None, "'openverse', a CSV file or a folder"),
     ],
 )
-def test_bad_lists_are_one_line(tmp_path, text, said):
+def test_bad_lists_are_one_line(tmp_path, text, message):
     file = tmp_path / "urls.csv"
     if text is not None:
         file.write_bytes(text if isinstance(text, bytes) else text.encode())
-    with pytest.raises(UserError, match=said) as error:
+    with pytest.raises(UserError, match=message) as error:
         crawl(tmp_path / "out", ["dog"], CrawlConfig(source=str(file)), 1)
     assert str(file) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
@@ -801,7 +805,7 @@ def test_bad_lists_are_one_line(tmp_path, text, said):
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "said"),
+    ("status", "body", "message"),
     [
         (200, b"<html>sign in", "is no answer of Openverse"),
         (200, b"[]", "is no answer of Openverse"),
@@ -812,12 +816,12 @@ def test_bad_lists_are_one_line(tmp_path, text, said):
         (200, b"[" * 100_000, "is no answer of Openverse"),
         (401, b"", "HTTP 401: the token in OPENVERSE_TOKEN is wrong"),
         (429, b"", "HTTP 429: too many requests"),
-        (400, b"", "HTTP 400: run again later, or mend `api`"),
-        (503, b"", "HTTP 503: run again later, or mend `api`"),
+        (400, b"", "HTTP 400: run again later, or correct `api`"),
+        (503, b"", "HTTP 503: run again later, or correct `api`"),
     ],
 )
-def test_bad_answers_of_the_api_are_one_line(tmp_path, waits, status, body, said):
-    with serving(lambda self: self.say(status, body)) as base, pytest.raises(UserError, match=said) as error:
+def test_bad_answers_of_the_api_are_one_line(tmp_path, waits, status, body, message):
+    with serving(lambda self: self.say(status, body)) as base, pytest.raises(UserError, match=message) as error:
         crawl(tmp_path / "out", ["dog"], mini(f"{base}/v1/"), 1)
     assert len(str(error.value).splitlines()) == 1
     assert content(tmp_path / "out") == {"manifest.csv": (",".join(crawling.COLUMNS) + "\n").encode()}
@@ -887,7 +891,7 @@ def test_only_as_many_candidates_as_allowed(tmp_path):
     with serving(lambda self: [seen.append(self.path), self.say(404)]) as base:
         config = config_for(tmp_path, [("dog", f"{base}/{k}") for k in range(30)], candidates_per_image=4)
         for _ in range(2):
-            with pytest.raises(UserError, match=r"no web image of 'dog': .*manifest\.csv says why") as error:
+            with pytest.raises(UserError, match=r"no web image of 'dog': .*manifest\.csv lists the reasons") as error:
                 crawl(tmp_path / "out", ["dog"], config, 2)
     assert len(str(error.value).splitlines()) == 1
     assert sorted(seen) == sorted(f"/{k}" for k in range(8))

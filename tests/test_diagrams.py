@@ -1,4 +1,4 @@
-"""The paper's Figures 1 and 2 by code: what is written in them is the run's, and nothing lies upon anything else."""
+"""Figures: the paper's Figures 1 and 2 show the numbers of the run and no text overlaps; saved files keep their colours."""
 
 import itertools
 import math
@@ -8,13 +8,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyArrowPatch
+from matplotlib.text import Annotation, Text
 from matplotlib.transforms import Bbox
+from PIL import Image
 
+from usam import paths, profiles
 from usam.config import Profile
 from usam.method.masks import coarser, point_grid
 from usam.pipeline import stages
-from usam.report import boxes, diagrams
+from usam.report import diagrams, figures
 
 
 @pytest.fixture(autouse=True)
@@ -23,19 +25,19 @@ def closed():
     plt.close("all")
 
 
-def labels(figure: Figure) -> list:
-    """All texts but those that `figures.annotate` puts on a picture."""
-    beside = [text for axes in figure.axes if not axes.images for text in axes.texts]
-    legends = [text for legend in figure.legends for text in legend.get_texts()]
-    return [text for text in (*figure.texts, *beside, *legends) if text.get_text()]
+def labels(figure: Figure) -> list[Text]:
+    """All visible texts except the class names that `figures.annotate` writes on images."""
+    on_images = [text for axes in figure.axes if axes.images for text in axes.texts]
+    visible = [text for text in figure.findobj(Text) if text.get_text().strip() and text.get_visible()]
+    return [text for text in visible if (text not in on_images and text.axes is None) or text.axes.axison]
 
 
-def said(figure: Figure) -> str:
+def words(figure: Figure) -> str:
     return "\n".join(text.get_text() for text in labels(figure))
 
 
 def overlap(one: Bbox, other: Bbox) -> bool:
-    """Do two boxes share more than a pixel's edge?"""
+    """Tell whether two boxes share more than a pixel's edge."""
     return min(one.x1, other.x1) - max(one.x0, other.x0) > 1 and min(one.y1, other.y1) - max(one.y0, other.y0) > 1
 
 
@@ -43,57 +45,62 @@ def within(inner: Bbox, outer: Bbox) -> bool:
     return outer.x0 <= inner.x0 and inner.x1 <= outer.x1 and outer.y0 <= inner.y0 and inner.y1 <= outer.y1
 
 
-def lines(figure: Figure) -> list[Bbox]:
-    """The straight pieces of all arrows and of their heads, two pixels thick."""
-    arrows = [artist for artist in figure.artists if isinstance(artist, FancyArrowPatch)]
-    paths = [arrow.get_transform().transform_path(arrow.get_path()) for arrow in arrows]
-    pieces = [piece for path in paths for piece in path.to_polygons(closed_only=False)]
-    return [Bbox([np.minimum(*e), np.maximum(*e)]).padded(1) for p in pieces for e in itertools.pairwise(p)]
+def arrows(figure: Figure) -> list[np.ndarray]:
+    """Points along each arrow, in pixels, (n, 2) each."""
+    patches = [note.arrow_patch for note in figure.findobj(Annotation) if note.arrow_patch]
+    found = [patch.get_transform().transform_path(patch.get_path()) for patch in patches]
+    return [path.interpolated(50).vertices for path in found]
 
 
 def check_layout(figure: Figure) -> None:
+    """Assert that texts overlap neither each other nor images nor arrows, and that they lie inside the figure."""
     figure.canvas.draw()
     places = [(text.get_text(), text.get_window_extent()) for text in labels(figure)]
-    frames = [axes.get_window_extent() for axes in figure.axes if axes.axison]
-    pictures = [axes.get_window_extent() for axes in figure.axes if axes.images]
+    images = [axes.get_window_extent() for axes in figure.axes if axes.images]
     for (name, one), (other_name, other) in itertools.combinations(places, 2):
-        assert not overlap(one, other), f"{name!r} lies upon {other_name!r}"
+        assert not overlap(one, other), f"{name!r} overlaps {other_name!r}"
     for name, place in places:
         assert within(place, figure.bbox), f"{name!r} leaves the figure"
-        assert not [p for p in pictures if overlap(place, p)], f"{name!r} lies upon a picture"
-        assert all(within(place, f) for f in frames if overlap(place, f)), f"{name!r} crosses a frame"
-    for line in lines(figure):
-        assert within(line, figure.bbox)
-        assert not [name for name, place in places if overlap(line, place)], "an arrow crosses a text"
-        assert not [f for f in frames if overlap(line, f)], "an arrow crosses a picture or a box"
-    assert min(text.get_fontsize() for text in labels(figure)) >= 7
+        assert not [image for image in images if overlap(place, image)], f"{name!r} overlaps an image"
+    for points in arrows(figure):
+        assert all(within(Bbox([point, point]), figure.bbox) for point in points)
+        for name, place in places:
+            assert not any(place.contains(*point) for point in points), f"an arrow crosses {name!r}"
+        for image in images:
+            assert not any(image.padded(-2).contains(*point) for point in points), "an arrow crosses an image"
 
 
 @pytest.mark.parametrize("source", ["synthetic", "web"])
-def test_nothing_overlaps_and_what_is_written_is_of_this_run(tiny: Profile, source: str):
-    stages.heads(tiny, "voc", source, 0)  # not under the filter: libraries that draw images have warnings of their own
+def test_nothing_overlaps_and_the_numbers_are_those_of_the_run(tiny: Profile, source: str):
+    stages.heads(tiny, "voc", source, 0)  # not under the filter: libraries that generate images have their own warnings
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         one, two = (draw(tiny, "voc", source, 0) for draw in (diagrams.problem, diagrams.architecture))
         check_layout(one)
         check_layout(two)
-    assert len(lines(one)) > 6 and len(lines(two)) > 24
-    bag, words, d, count = diagrams._bag(tiny, "voc", source, 0), said(two), tiny.sam.points_per_side**2, 2
-    assert bag.tokens.shape == (d, 1024) and bag.teacher.shape == (d, count)
-    for values in (bag.tokens, bag.teacher, bag.student, bag.features, bag.prompts):
-        assert "\n" + " × ".join(str(n) for n in values.shape) in words
+    assert len(arrows(one)) == 8 and len(arrows(two)) == 32
+    example, text, d, count = diagrams._example(tiny, "voc", source, 0), words(two), tiny.sam.points_per_side**2, 2
+    assert example.tokens.shape == (d, 1024) and example.teacher.shape == (d, count)
+    for values in (example.tokens, example.teacher, example.student, example.features, example.prompts):
+        assert " × ".join(str(n) for n in values.shape) in text
     for width in (1024, *tiny.head.widths, count):
-        assert str(width) in words.splitlines() and str(width) in said(one).splitlines()
-    assert f"{int(bag.bad.sum())} of {d}" in words
-    made = stages.training_images(tiny, source).table
-    assert f"{len(made)} training images" in said(one)
-    top_k = next(a for a in two.axes if a.images and np.ma.is_masked(a.images[0].get_array())).images[0].get_array()
-    k = math.ceil(d / tiny.head.a)
-    np.testing.assert_allclose(np.sort(top_k[:, 1].compressed()), np.sort(bag.teacher[:, 1])[-k:])
+        assert str(width) in text.splitlines() and str(width) in words(one).splitlines()
+    assert f"{int(example.bad.sum())} of {d}" in text and f"$k$ = {math.ceil(d / tiny.head.a)} largest" in text
+    assert f"{len(stages.training_images(tiny, source).table)} training images" in words(one)
+
+
+def test_frames_tell_what_is_frozen_trained_and_a_rule(tiny: Profile):
+    figure = diagrams.architecture(tiny, "voc", "web", 0)
+    styles = {}
+    for axes in figure.axes:
+        style = {"-": "solid", "--": "dashed", ":": "dotted"}.get(axes.spines["left"].get_linestyle())
+        for text in (axes.get_title(), *(text.get_text() for text in axes.texts)):
+            styles |= {word: style for word in ("frozen", "trained", "Eq. (") if word in text}
+    assert styles == {"frozen": "solid", "trained": "dashed", "Eq. (": "dotted"}
 
 
 CHANGES = [
-    ("head.a", 4, "$k$ = 10\n", "$k$ = 7\n"),  # of 25 points
+    ("head.a", 4, "$k$ = 10 ", "$k$ = 7 "),  # of 25 points
     ("head.widths", [96, 64, 48], "\n256\n", "\n48\n"),
     ("distillation.lambda_uncertainty", 0.3, "$λ_2$ = 0.15", "$λ_2$ = 0.3"),
     ("distillation.lambda_mil", 2.0, "$λ_1$ = 1,", "$λ_1$ = 2,"),
@@ -105,44 +112,54 @@ CHANGES = [
 ]
 
 
-def test_a_change_of_the_profile_is_seen(tiny: Profile):
+def test_figure_2_follows_the_profile(tiny: Profile):
     other = tiny
     for key, value, _, _ in CHANGES:
         other = other.changed(key, value)
     one, two = (diagrams.architecture(p, "voc", "web", 0) for p in (tiny, other))
     for _, _, before, after in CHANGES:
-        assert before in said(one) and after not in said(one)
-        assert after in said(two) and before not in said(two)
+        assert before in words(one) and after not in words(one)
+        assert after in words(two) and before not in words(two)
     check_layout(two)
-    bag = diagrams._bag(other, "voc", "web", 0)
-    assert len(bag.points) == len(bag.prompts) == len(bag.tokens) == 25
-    assert (bag.points == point_grid(bag.image.shape[:2], 10)[coarser(10, 5)]).all()
+    example = diagrams._example(other, "voc", "web", 0)
+    assert len(example.found.points) == len(example.prompts) == len(example.tokens) == 25
+    assert (example.found.points == point_grid(example.image.shape[:2], 10)[coarser(10, 5)]).all()
 
 
 def test_test_images_have_two_classes_where_there_are_such(tiny: Profile):
-    assert sorted(diagrams._test_images(stages.dataset(tiny, "voc"), 2)) == [0, 1]  # all that there are, each once
+    assert sorted(diagrams._test_images(stages.dataset(tiny, "voc"), 2)) == [0, 1]  # all there are, each once
 
 
-@pytest.mark.parametrize(
-    ("width", "rows", "area", "size"), [(22, 14, (1, 1, 1.75, 3.1), 9), (25, 7, (1, 1, 1.5, 1.25), 8)]
-)
-def test_eighty_names_are_cut_and_stay_in_their_box(width: int, rows: int, area: boxes.Area, size: float):
+def test_lists_of_names_fit_their_box():
     names = [f"traffic lamp {n}" for n in range(80)]
-    text = boxes.listed(names, width, rows)
-    assert len(text.splitlines()) <= rows and max(map(len, text.splitlines())) <= width
-    *shown, rest = text.replace("\n", " ").replace("\N{NO-BREAK SPACE}", " ").split(", ")
-    assert shown == names[: len(shown)]
-    assert rest == f"... and {80 - len(shown)} more"
-    figure = plt.figure(figsize=(4, 5))
-    boxes.box(figure, area, text, boxes.PLAIN, size=size)
-    check_layout(figure)
+    text = diagrams._listed(names, 22, 14)
+    assert len(text.splitlines()) == 14 and max(map(len, text.splitlines())) <= 22 and text.endswith(" …")
+    assert diagrams._listed(["car", "dog", "sofa"], 20, 7) == "car, dog, sofa"
+    assert diagrams._listed(["a long class name", "dog"], 10, 7).splitlines() == ["a long", "class", "name, dog"]
+    assert diagrams._cut("x" * 40, 14) == "x" * 13 + "…" and diagrams._cut("dog", 14) == "dog"
 
 
-def test_few_names_are_all_there_and_a_long_one_is_cut():
-    assert boxes.listed(["car", "dog", "sofa"], 25, 7) == "car, dog, sofa"
-    assert boxes.listed(["x" * 40, "dog"], 10, 7) == "x" * 8 + "…,\ndog"
+@pytest.fixture
+def smoke(tmp_path, monkeypatch) -> Profile:
+    monkeypatch.setenv("USAM_RESULTS", str(tmp_path))
+    return profiles.load("smoke")
 
 
-@pytest.mark.parametrize(("high", "wide", "drawn"), [(100, 100, 1.0), (300, 100, 0.75), (100, 300, 1.5)])
-def test_a_picture_has_the_width_of_its_shape_within_limits(high: int, wide: int, drawn: float):
-    assert boxes.wide(np.zeros((high, wide, 3), np.uint8), 1.0, 1.5) == drawn
+@pytest.mark.parametrize("styled", [False, True])
+def test_saved_figures_have_true_colours_and_truetype_text(smoke: Profile, styled: bool):
+    with plt.rc_context():
+        if styled:
+            figures.style()
+        figure, axes = plt.subplots()
+        axes.imshow(np.linspace(0, 1, 512)[None].repeat(100, 0), cmap="viridis", aspect="auto")
+        figures.save(figure, smoke, "ramp", "A ramp, θ.", pdf=True)
+    folder = paths.results("smoke") / "figures"
+    with Image.open(folder / "ramp.png") as image:
+        assert image.info["Description"].startswith("A ramp, θ. (") and smoke.world in image.info["Description"]
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    assert len(np.unique(pixels, axis=0)) > 256
+    viridis = (255 * plt.get_cmap("viridis")(np.arange(256))[:, :3]).round()
+    assert all((np.abs(pixels - color).max(1) <= 1).any() for color in viridis)
+    pdf = (folder / "ramp.pdf").read_bytes()
+    assert b"/TrueType" in pdf or b"/CIDFontType2" in pdf
+    assert b"/Type3" not in pdf

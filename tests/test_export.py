@@ -17,6 +17,7 @@ from pycocotools.cocoeval import COCOeval
 from torchvision.datasets import VOCSegmentation
 
 from usam.annotation import export, outlines
+from usam.annotation.inputs import RECORDS, InputImage
 from usam.method.inference import LabelledMasks
 
 NAMES = ["cat", "dog", "potted plant"]
@@ -46,7 +47,7 @@ def test_polygons_are_the_mask_again(seed):
     mask = blobs(rng, height, width, smooth=seed % 4)
     mask[rng.integers(height), rng.integers(width)] = True
     np.testing.assert_array_equal(by_pycocotools(outlines.polygons(mask), height, width), mask)
-    shares = np.array(export._numbers(outlines.one_polygon(mask), width, height), float).reshape(-1, 2)
+    shares = np.array(export._object(mask, 0, 1.0)["yolo"].split()[1:], float).reshape(-1, 2)
     for whole in (np.round, np.floor):  # both are in use
         again = filled(whole(shares * (width, height)), mask.shape)
         parts, _ = cv2.connectedComponents(mask.astype(np.uint8))
@@ -87,8 +88,8 @@ def test_thin_masks_on_large_images_still_have_an_outline(place):
 
 @pytest.fixture
 def written(tmp_path) -> tuple[Path, dict[str, np.ndarray], dict[str, LabelledMasks]]:
-    """A data set of three pictures, with the semantic maps that belong to them and the masks at their own size."""
-    rng, pictures, maps, found = np.random.default_rng(0), {}, {}, {}
+    """A data set of three images, with the semantic maps that belong to them and the masks at their own size."""
+    rng, rows, maps, found = np.random.default_rng(0), [], {}, {}
     for name, (height, width), count in (("one", (40, 60), 3), ("two", (64, 48), 2), ("empty", (30, 30), 0)):
         (tmp_path / "in").mkdir(exist_ok=True)
         file = tmp_path / "in" / f"{name}.png"
@@ -98,12 +99,12 @@ def written(tmp_path) -> tuple[Path, dict[str, np.ndarray], dict[str, LabelledMa
             cv2.circle(drawn := np.zeros((height, width), np.uint8), (12 + 9 * k, 14 + 5 * k), 9, 1, -1)
             mask[:] = drawn
         found[name] = LabelledMasks(np.arange(count), np.arange(count) % 3, np.float32([0.9, 0.8, 0.7])[:count], masks)
-        pictures[name] = export.Answer(name, f"{name}.png", file, np.array(Image.open(file)), found[name],
-                                       (float(height), float(width)))  # fmt: skip
+        image, pixels = InputImage(file, file.name, name, 1, name), np.array(Image.open(file))
+        extent = float(height), float(width)
+        rows.append(export.write(tmp_path / "out", image, pixels, found[name], extent, NAMES, "key"))
         maps[name] = found[name].semantic_map()
     out = tmp_path / "out"
-    summaries = [export.write(out, answer, NAMES, "key") for answer in pictures.values()]
-    export.finish(out, NAMES, summaries, pd.DataFrame(columns=["original", "reason"]), {})
+    export.finish(out, NAMES, rows, pd.DataFrame(columns=["original", "reason"]), {})
     return out, maps, found
 
 
@@ -153,20 +154,21 @@ def test_torchvision_reads_the_voc_maps(written):
         np.testing.assert_array_equal(np.asarray(target), semantic)
 
 
-def test_pages_show_the_doubtful_first_and_link_to_what_is_there(written):
+def test_pages_show_the_least_certain_first_and_link_to_what_is_there(written):
     out, _, _ = written
     page = (out / "index.html").read_text()
     assert page.index("overlays/empty.jpg") < page.index("overlays/two.jpg")
-    table = pd.read_csv(out / "pictures.csv")
-    assert table["doubt"].tolist() == sorted(table["doubt"], reverse=True) and table["doubt"][0] == 1
-    assert json.loads((out / "provenance.json").read_text())["pictures"] == 3
-    assert set(pd.read_csv(out / "pictures.csv")["objects"]) == {0, 2, 3}
+    table = pd.read_csv(out / "images.csv")
+    errors = table["expected_error"].tolist()
+    assert errors == sorted(errors, reverse=True) and errors[0] == 1
+    assert json.loads((out / "provenance.json").read_text())["images"] == 3
+    assert set(pd.read_csv(out / "images.csv")["objects"]) == {0, 2, 3}
 
 
 def test_more_pages_than_one(written, monkeypatch):
     out, _, _ = written
     monkeypatch.setattr(export, "PAGE", 2)
-    records = [json.loads(p.read_text())["summary"] for p in sorted((out / export.RECORDS).glob("*.json"))]
+    records = [json.loads(p.read_text())["row"] for p in sorted((out / RECORDS).glob("*.json"))]
     export.finish(out, NAMES, records, pd.DataFrame(columns=["original", "reason"]), {})
     assert 'href="page_2.html"' in (out / "index.html").read_text()
     assert (out / "page_2.html").read_text().count("<figure>") == 1

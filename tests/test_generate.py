@@ -18,9 +18,9 @@ from PIL import Image
 from pydantic import ValidationError
 from transformers import CLIPConfig, CLIPImageProcessor
 
-from usam.config import GenerateConfig
 from usam.data import generate, image_files
 from usam.data.generate import drawings, fault, image_seed
+from usam.data.sources import GenerateConfig
 from usam.errors import UserError
 
 
@@ -72,11 +72,11 @@ def test_an_image_is_the_same_in_any_batch(model):
     """But for rounding: a thousandth of the range in float32, for the small model and for the miniature's."""
     for place in (model, "miniature/weights/diffusion"):
         draw = generate.pipeline(GenerateConfig(model=str(place), steps=4))
-        together, _ = draw("a photo of a dog", [3, 1, 4, 1])
+        batch, _ = draw("a photo of a dog", [3, 1, 4, 1])
         for k, seed in enumerate([3, 1, 4, 1]):
             alone, _ = draw("a photo of a dog", [seed])
-            assert np.abs(alone[0] - together[k]).max() < 1e-3
-        assert np.abs(together[0] - together[1]).max() > 0.01
+            assert np.abs(alone[0] - batch[k]).max() < 1e-3
+        assert np.abs(batch[0] - batch[1]).max() > 0.01
 
 
 def test_a_run_again_draws_nothing(model, tmp_path, monkeypatch):
@@ -106,8 +106,8 @@ def test_order_parts_and_lost_files_change_no_byte(model, tmp_path):
 KILLED = """
 import sys
 from pathlib import Path
-from usam import generate
-from usam.profiles import GenerateConfig
+from usam.data.sources import GenerateConfig
+from usam.data import generate
 config = GenerateConfig(model=sys.argv[1], steps=2, batch=2)
 print("begin", flush=True)
 generate.generate(Path(sys.argv[2]), ["dog", "car", "cat", "sheep"], config, 6)
@@ -157,20 +157,20 @@ def test_faults(image, unsafe, why):
 
 def test_faulty_images_are_drawn_again_with_the_next_sub_seed():
     bad = {image_seed(0, "dog", 1, 0): np.zeros_like(GOOD), image_seed(0, "dog", 1, 1): GOOD * np.nan}
-    asked = []
+    drawn = []
 
     def draw(text, seeds):
-        asked.append(seeds)
+        drawn.append(seeds)
         return np.stack([bad.get(s, GOOD) for s in seeds]), [s == image_seed(0, "dog", 2, 0) for s in seeds]
 
     found = dict(drawings(draw, "dog", range(3), 0))
     assert [found[k].rejected for k in range(3)] == [[], ["black", "not a number"], ["flagged unsafe"]]
     assert [found[k].seed for k in range(3)] == [image_seed(0, "dog", k, a) for k, a in ((0, 0), (1, 2), (2, 1))]
-    assert [len(seeds) for seeds in asked] == [3, 2, 1]
+    assert [len(seeds) for seeds in drawn] == [3, 2, 1]
     np.testing.assert_array_equal(found[0].image, np.round(GOOD * 255))
 
 
-def test_what_was_thrown_away_is_counted_and_stands_in_the_file(model, tmp_path, capsys, monkeypatch):
+def test_rejected_images_are_counted_and_recorded_in_the_file(model, tmp_path, capsys, monkeypatch):
     real = generate.pipeline
 
     def flaky(config):
@@ -181,7 +181,7 @@ def test_what_was_thrown_away_is_counted_and_stands_in_the_file(model, tmp_path,
     monkeypatch.setattr(generate, "pipeline", flaky)
     table = generate.generate(tmp_path / "out", ["dog"], settings(model), 3)
     assert table["rejected"].tolist() == ["", "flagged unsafe", ""] and table["attempt"].tolist() == [0, 1, 0]
-    assert "sampled again: 1 flagged unsafe (3 images kept)" in capsys.readouterr().out
+    assert "drawn again: 1 flagged unsafe (3 images accepted)" in capsys.readouterr().out
     assert image_files.facts(tmp_path / "out" / "dog" / "0001.png")["rejected"] == "flagged unsafe"
 
 
@@ -218,7 +218,7 @@ def test_class_names_that_are_none(model, tmp_path, names, why):
 
 @pytest.mark.parametrize("name", ["no/such/folder", "/nowhere/at/all", "usam/nothing", "owner/na me"])
 def test_no_such_model(tmp_path, name):
-    with pytest.raises(UserError, match=r"no model folder .*mend `model`"):
+    with pytest.raises(UserError, match=r"no model folder .*correct `model`"):
         generate.generate(tmp_path / "out", ["dog"], GenerateConfig(model=name), 1)
 
 
@@ -238,11 +238,16 @@ def test_a_model_folder_that_is_not_whole(model, tmp_path):
         assert "\n" not in str(error.value)
 
 
+LOAD = """
+from usam.data.sources import GenerateConfig
+from usam.data import generate
+generate.pipeline(GenerateConfig(model='nobody/nothing'))
+"""
+
+
 def test_a_model_on_the_hub_without_a_network():
-    code = "from usam import generate\nfrom usam.profiles import GenerateConfig\n"
-    code += "generate.pipeline(GenerateConfig(model='nobody/nothing'))"
     run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+        [sys.executable, "-c", LOAD], capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}
     )
     assert "UserError: Stable Diffusion cannot be loaded from 'nobody/nothing'" in run.stderr
 
@@ -257,10 +262,8 @@ def test_a_hub_that_hangs_up_is_one_line():
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         threading.Thread(target=hang_up, args=(listener,), daemon=True).start()
-        code = "from usam import generate\nfrom usam.profiles import GenerateConfig\n"
-        code += "generate.pipeline(GenerateConfig(model='nobody/nothing'))"
         place = {"HF_ENDPOINT": f"http://127.0.0.1:{listener.getsockname()[1]}", "HF_HUB_OFFLINE": "0"}
-        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | place)
+        run = subprocess.run([sys.executable, "-c", LOAD], capture_output=True, text=True, env=os.environ | place)
     assert "UserError: Stable Diffusion cannot be loaded from 'nobody/nothing'" in run.stderr, run.stderr[-2000:]
 
 

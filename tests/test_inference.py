@@ -155,7 +155,7 @@ def test_joined_at_a_corner_and_of_nothing():
     assert len(none.labels) == 0
 
 
-def test_doubt_by_hand():
+def test_expected_error_by_hand():
     masks = columns((0, 3), (2, 4))
     found = LabelledMasks(np.arange(2), np.zeros(2, int), np.float32([0.9, 0.5]), masks)
     assert expected_error(found) == pytest.approx((3 * 0.1 + 1 * 0.5) / 20)  # where both are, the higher score counts

@@ -62,7 +62,7 @@ PAPER_TABLES = ("table_1", "table_2", "table_3_voc", "table_3_coco", "table_4_vo
 
 def test_all_run_and_leave_tables_figures_and_rows(smoke):
     assert [p.name for p in sorted((smoke / "notebooks").iterdir())] == [p.name for p in NOTEBOOKS]
-    others = {"ceilings", "claims", "clip_views", "gains", "calibration", "sweeps", "granularity", "knobs"}
+    others = {"ceilings", "claims", "clip_views", "gains", "calibration", "sweeps", "granularity", "beyond_the_paper"}
     tables = {*PAPER_TABLES, *others}
     assert {f"{name}.{ending}" for name in tables for ending in ("csv", "md", "tex")} <= {
         p.name for p in (smoke / "tables").iterdir()
@@ -148,7 +148,7 @@ def test_own_images_through_papermill(smoke, tmp_path):
     assert {p: p.stat().st_mtime_ns for p in smoke.rglob("*")} == before
     outputs = [output for cell in done.cells for output in cell.get("outputs", [])]
     assert any("application/vnd.jupyter.widget-view+json" in output.get("data", {}) for output in outputs)
-    assert "one class alone" in str(caught.value) and "annotation.py" not in str(caught.value)  # no traceback
+    assert "one class alone" in str(caught.value) and "annotate.py" not in str(caught.value)  # no traceback
 
 
 def test_widgets_leave_their_picture_in_executed_notebooks(smoke):

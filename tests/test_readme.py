@@ -1,8 +1,9 @@
-"""The README says what the committed results say."""
+"""The README reports what the committed results contain, and its links and those of its neighbours work."""
 
 import re
 
 import pandas as pd
+import pytest
 
 from usam import paths
 
@@ -12,17 +13,29 @@ TABLES = paths.ROOT / "results" / "mini" / "tables"
 
 
 def test_scores_are_those_of_the_committed_tables():
+    block = README.partition("<!-- tables of results/mini -->")[2].partition("<!-- end of tables -->")[0]
     for name, data_set in ((f"table_{n}", w) for n, w in TABLES_OF.items()):
         ours = pd.read_csv(TABLES / f"{name}.csv", dtype=str).query("seeds != '0'")
         assert len(ours) >= 2
         for row in ours.to_dict("records"):
-            said = [row[f"{score} {where}"] for score in ("mIoU", "mAP50") for where in ("paper", "here")]
-            line = f"| {data_set} | {row['method']} | {row['training images']} | {' | '.join(said)} |"
+            scores = [row[f"{score} {where}"] for score in ("mIoU", "mAP50") for where in ("paper", "here")]
+            line = f"| {data_set} | {row['method']} | {row['training images']} | {' | '.join(scores)} |"
             # Table 4 repeats U-SAM, whose paper's numbers differ a little there; its line stands once
-            assert line in README or (row["method"] == "U-SAM" and name.startswith("table_4"))
+            assert line in block or (row["method"] == "U-SAM" and name.startswith("table_4"))
 
 
-def test_links_lead_somewhere():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
-    assert len(links) > 8
-    assert [link for link in links if not link.startswith("http") and not (paths.ROOT / link).exists()] == []
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/performance.md"])
+def test_links_lead_to_files_and_headings(page):
+    folder, text = (paths.ROOT / page).parent, (paths.ROOT / page).read_text(encoding="utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]
+    assert len(links) > 40 or page != "README.md"
+    for file, _, heading in (link.partition("#") for link in links):
+        target = folder / file if file else paths.ROOT / page
+        assert target.exists(), file
+        assert not heading or heading in _anchors(target.read_text(encoding="utf-8"))
+
+
+def _anchors(markdown: str) -> list[str]:
+    """The headings as GitHub writes them in addresses."""
+    titles = re.findall(r"^#+ (.+)$", markdown, flags=re.M)
+    return [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles]

@@ -54,7 +54,7 @@ def test_no_row_names_the_notebook_that_makes_them(smoke):
 def test_damaged_runs_file_is_one_line(smoke):
     tables.runs_file(smoke).parent.mkdir()
     tables.runs_file(smoke).write_bytes(b"")
-    for action in (lambda: tables.read_runs(smoke), lambda: record(smoke, seed=0)):
+    for action in (lambda: tables.read_runs(smoke), lambda: record(tables.runs_file(smoke), seed=0)):
         with pytest.raises(UserError, match=r"runs\.csv cannot be read .*: restore it"):
             action()
 

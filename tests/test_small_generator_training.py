@@ -15,9 +15,10 @@ from transformers import CLIPModel, CLIPProcessor
 from miniature import world
 from miniature.training import clip, diffusion, judge, loop, pictures
 from usam import profiles
-from usam.config import GenerateConfig, SourceConfig
+from usam.config import SourceConfig
 from usam.data import generate
 from usam.data.class_names import COCO, SUPERCLASSES, VOC, prompt
+from usam.data.sources import GenerateConfig
 from usam.errors import UserError
 
 

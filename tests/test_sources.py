@@ -1,19 +1,25 @@
-"""Training images of each kind of source, through the stages as notebooks call them."""
+"""Training images of each kind of source, with the stages that notebooks call."""
 
 import socket
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
+import yaml
+from pydantic import BaseModel, ConfigDict
 
 from usam import paths, profiles
-from usam.config import CrawlConfig, GenerateConfig, Profile, SourceConfig
-from usam.data import crawl, generate, huggingface, image_files
+from usam.config import Profile, SourceConfig
+from usam.data import crawl, generate, huggingface, image_files, published
+from usam.data.class_names import prompt
 from usam.data.generate import image_seed
+from usam.data.sources import CrawlConfig, GenerateConfig, ImageSource
 from usam.errors import UserError
 from usam.files import read_csv
 from usam.pipeline import scoring, stages
 from usam.pipeline.training_images import collect, source_key
+from usam.registry import IMAGE_SOURCES
 
 
 @pytest.fixture
@@ -23,14 +29,14 @@ def both(tmp_path: Path, monkeypatch, model) -> Profile:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    crawl = CrawlConfig(
+    web = CrawlConfig(
         api=f"http://127.0.0.1:{port}/v1/", allow_hosts=["127.0.0.1"], server="miniature.web:serve",
         seconds_between_requests=0, seconds_between_api_requests=0,
     )  # fmt: skip
     smoke = profiles.load("smoke")
     sources = {
         "synthetic": SourceConfig(per_class=3, generate=GenerateConfig(model=str(model), steps=2, batch=2)),
-        "web": SourceConfig(per_class=3, crawl=crawl),
+        "web": SourceConfig(per_class=3, crawl=web),
     }
     voc = smoke.datasets["voc"].model_copy(update={"classes": ["car", "dog"], "images": {"test": 2, "val": 1}})
     return smoke.model_copy(update={"sources": sources, "datasets": {"voc": voc}})
@@ -61,18 +67,18 @@ def test_images_are_made_once_and_embedded_in_their_order(both, source, capsys):
     assert len(found) == 6 and tuple(found[0].image_size) == first
 
 
-def test_the_crawl_tells_what_it_threw_away_and_more_images_go_on(both):
+def test_rejected_candidates_are_listed_and_a_larger_crawl_continues(both):
     made = stages.training_images(both, "web")
     manifest = read_csv(made.folder / "manifest.csv")
-    assert {"kept", "rejected"} == set(manifest["status"])
+    assert {"accepted", "rejected"} == set(manifest["status"])
     assert made.rejected["reason"].value_counts().to_dict() == {"HTTP 404": 2}  # the third place of each class
     more = stages.training_images(with_source(both, "web", per_class=9), "web")
     assert more.folder == made.folder and len(more.table) == 18 and more.key != made.key
-    few = stages.training_images(both, "web")  # the first profile again: as if nobody had asked for more
+    few = stages.training_images(both, "web")  # the first profile again, as if no more had been made
     assert few.key == made.key and few.table["file"].tolist() == made.table["file"].tolist()
 
 
-def test_what_the_generator_threw_away_is_listed(both, monkeypatch):
+def test_rejected_drawings_are_listed(both, monkeypatch):
     real = generate.pipeline
 
     def prudish(config):
@@ -126,14 +132,14 @@ def test_another_model_in_the_same_folder_is_another_state(both, model, tmp_path
     assert now[0] != first[0] and now[1] != first[1]
 
 
-def test_a_finished_crawl_rests(both, monkeypatch):
+def test_a_finished_crawl_is_not_repeated(both, monkeypatch):
     short = with_source(
         both, "web", settings=both.sources["web"].settings.model_copy(update={"candidates_per_image": 1})
     )
     made = stages.training_images(short, "web")
     assert len(made.table) == 4  # the third candidate of each class is missing
     with monkeypatch.context() as offline:
-        offline.setattr(crawl, "crawl", lambda *_: pytest.fail("asked again"))
+        offline.setattr(crawl, "crawl", lambda *_: pytest.fail("crawled again"))
         assert stages.training_images(short, "web").key == made.key
     state = scoring.state(short)
     more = stages.training_images(both, "web")  # with more candidates it goes on, in the same folder
@@ -188,6 +194,70 @@ def test_a_port_that_is_taken_is_one_line(both):
     with socket.socket() as other:
         other.bind(("127.0.0.1", port))
         other.listen()
-        with pytest.raises(UserError, match=rf"port {port} .*in use.*mend `api`"):
+        with pytest.raises(UserError, match=rf"port {port} .*in use.*correct `api`"):
             stages.training_images(both, "web")
     assert paths.data().exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{per_class: 2, telepathy: {}}", "no source of training images 'telepathy': choose from generate, crawl, or"),
+        ("{per_class: 2}", r"name one kind of source \(generate, crawl\), found none"),
+        ("{per_class: 2, generate: {model: x}, crawl: {}}", "name one kind of source .*, found crawl, generate"),
+        ("{per_class: 2, crawl: {sauce: openverse}}", r"crawl\.sauce: unknown key"),
+        ("{crawl: {}}", "per_class: Field required"),
+    ],
+)
+def test_a_wrong_source_in_a_profile_is_one_clear_line(tmp_path, content, message):
+    smoke = yaml.safe_load((paths.PROFILES / "smoke.yaml").read_text())
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(smoke | {"sources": {"web": yaml.safe_load(content)}}))
+    with pytest.raises(UserError, match=rf"profiles/mine\.yaml: sources\.web.*{message}") as error:
+        profiles.load("mine", tmp_path)
+    assert "\n" not in str(error.value)
+
+
+class SquaresConfig(BaseModel):
+    """Settings of the toy: the side of an image in pixels."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    side: int = 64
+
+
+def make_squares(
+    folder: Path, class_names: list[str], config: SquaresConfig, per_class: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Draw a square in the middle, of another colour in each image, as CONTRIBUTING's noise is made."""
+    rows = [(name, k, prompt(name), image_files.image_file(name, k)) for name in class_names for k in range(per_class)]
+    for name, k, text, file in rows:
+        if not (folder / file).exists():
+            image, quarter = np.full((config.side, config.side, 3), 255, np.uint8), config.side // 4
+            colour = np.random.default_rng(image_seed(0, name, k, 0)).integers(0, 200, 3)
+            image[quarter:-quarter, quarter:-quarter] = colour
+            image_files.save(folder / file, image, {"prompt": text})
+    made = pd.DataFrame(rows, columns=["class", "index", "prompt", "file"])
+    return made, pd.DataFrame(columns=["class", "reason"])
+
+
+SQUARES = ImageSource(
+    SquaresConfig, "squares", make_squares, lambda config: dict(parameters=config, code=[Path(__file__)])
+)
+
+
+@pytest.mark.parametrize("kind", ["squares", f"{__name__}:SQUARES"])
+def test_an_added_source_goes_through_the_stages(both, monkeypatch, kind):
+    monkeypatch.setitem(IMAGE_SOURCES, "squares", SQUARES)
+    squares = SourceConfig.model_validate({"per_class": 2, kind: {"side": 48}})
+    assert squares.model_dump(mode="json") == {"per_class": 2, kind: {"side": 48}}
+    profile = both.model_copy(update={"sources": {"toy": squares}})
+    made = stages.training_images(profile, "toy")
+    assert made.table["class"].tolist() == ["car"] * 2 + ["dog"] * 2 and made.rejected.empty and not made.hit
+    assert made.cost["images"] == 4
+    image = image_files.read(made.folder / made.table["file"][3])
+    assert image.shape == (48, 48, 3) and (image[0, 0] == 255).all() and (image[24, 24] < 200).all()
+    again = stages.training_images(profile, "toy")
+    assert again.hit and again.key == made.key
+    larger = with_source(profile, "toy", settings=SquaresConfig(side=64))
+    assert stages.training_images(larger, "toy").folder != made.folder
+    assert len(stages.embeddings(profile, "toy")) == 4
+    assert published.models(profile) == {profile.clip.model}  # it loads no text-to-image model

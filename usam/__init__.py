@@ -1,6 +1,6 @@
 """U-SAM: class names in, labelled segmentation masks out (Kundu et al., user-defined semantics for SAM).
 
-`annotate` does all of it on your own pictures; the notebooks tell how, module by module.
+`annotate` does all of it on your own images; the notebooks tell how, module by module.
 """
 
 from typing import Any

@@ -35,7 +35,9 @@ Precision = Annotated[
 ]
 
 
-class _Strict(BaseModel):
+class Settings(BaseModel):
+    """Settings that are checked and cannot be changed."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -62,7 +64,7 @@ def _registered(registry: Registry, name: str) -> Any:
 HOW_FAST = {"image_per_core", "batch", "compile", "fast"}  # of SAM's settings: others change results by rounding alone
 
 
-class SamConfig(_Strict):
+class SamConfig(Settings):
     """Which Segment Anything, and how its tokens are taken (paper 3.3 and 4).
 
     Attributes:
@@ -92,68 +94,7 @@ class SamConfig(_Strict):
     fast: bool = True
 
 
-class GenerateConfig(_Strict):
-    """A text-to-image model and how it draws (paper 3.4; 4: Stable Diffusion v1-4).
-
-    Attributes:
-        model: a folder in the format of diffusers (relative paths start at the repository), or owner/name on the
-            Hugging Face hub.
-        steps: of the scheduler.
-        guidance: scale of classifier-free guidance; up to 1 is none.
-        size: side of the images in pixels, a multiple of 8; the model's own by default.
-        batch: images drawn at once, all of one class; best a divisor of `per_class`.
-        seed: of the run; with class and index it decides an image.
-        precision: arithmetic of the model.
-        device: "auto" is the GPU if there is one.
-        compile: let torch.compile fuse the model's steps: minutes at the start, faster after; it needs a C compiler.
-    """
-
-    model: str
-    steps: Count = 50
-    guidance: Annotated[float, Field(ge=0)] = 7.5
-    size: Annotated[int, Field(ge=8, multiple_of=8)] | None = None
-    batch: Count = 8
-    seed: Seed = 0
-    precision: Precision = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    compile: bool = False
-
-
-class CrawlConfig(_Strict):
-    """Where web images come from and which are accepted (paper 3.4).
-
-    Attributes:
-        source: "openverse", or a CSV file (columns class, url; if you have them page, creator, licence), or a folder
-            with one sub-folder a class, blanks or underscores in its name; relative paths start at the repository.
-        api: Openverse's address; the environment variable OPENVERSE_TOKEN is sent to it, and to nobody else.
-        allow_hosts: host names that may have private or loopback addresses.
-        smallest_side: of an image, in pixels.
-        largest_bytes, largest_pixels: of an image; pixels are counted before anything is decoded (Pillow has a limit
-            of its own at 89 million).
-        timeout: seconds to wait for a connection, and for the next bytes.
-        seconds_per_image: of one image's transfer, attempts and redirects together, pauses not counted.
-        seconds_between_requests, seconds_between_api_requests: to the same host, and to `api`'s (anonymous users have
-            20 requests a minute, 200 a day).
-        candidates_per_image: after so many candidates for each image wanted, a class ends with what it has.
-        server: "module:function" of a server to crawl instead of the world; `function(class_names, port)`
-            is a context manager that answers at `api` while it is open.
-    """
-
-    source: str = "openverse"
-    api: Annotated[str, Field(pattern="^https?://")] = "https://api.openverse.org/v1/"
-    allow_hosts: list[str] = []
-    smallest_side: Count = 64
-    largest_bytes: Count = 20_000_000
-    largest_pixels: Annotated[int, Field(ge=1, le=89_478_485)] = 50_000_000
-    timeout: Seconds = 20
-    seconds_per_image: Seconds = 60
-    seconds_between_requests: Pause = 1
-    seconds_between_api_requests: Pause = 3
-    candidates_per_image: Count = 6
-    server: str | None = None
-
-
-class SourceConfig(_Strict):
+class SourceConfig(Settings):
     """Where training images come from (paper 3.4), written as `{per_class: 200, generate: {...}}`.
 
     Attributes:
@@ -196,7 +137,7 @@ class SourceConfig(_Strict):
         return {"per_class": self.per_class, self.kind: self.settings.model_dump(mode="json")}
 
 
-class ClipConfig(_Strict):
+class ClipConfig(Settings):
     """Which CLIP names SAM's masks in the baseline SAM+CLIP (paper 4, "Additional baseline").
 
     Attributes:
@@ -211,7 +152,7 @@ class ClipConfig(_Strict):
     precision: Precision = "auto"
 
 
-class DataConfig(_Strict):
+class DataConfig(Settings):
     """A test set on disk.
 
     Attributes:
@@ -243,7 +184,7 @@ class DataConfig(_Strict):
         return self
 
 
-class HeadConfig(_Strict):
+class HeadConfig(Settings):
     """The classifier head and its training (paper 3.5 and 4).
 
     Attributes:
@@ -269,7 +210,7 @@ class HeadConfig(_Strict):
     ] = "auto"
 
 
-class DistillationConfig(_Strict):
+class DistillationConfig(Settings):
     """Uncertainty distillation (paper 3.5, Eq. 3).
 
     Attributes:
@@ -284,7 +225,7 @@ class DistillationConfig(_Strict):
     lambda_uncertainty: Annotated[float, Field(ge=0)] = 0.15
 
 
-class InferenceConfig(_Strict):
+class InferenceConfig(Settings):
     """From class scores to labelled masks (paper 3.6).
 
     Attributes:
@@ -302,7 +243,7 @@ class InferenceConfig(_Strict):
     smallest: Annotated[int, Field(ge=0)] = 0
 
 
-class Profile(_Strict):
+class Profile(Settings):
     """All of a run.
 
     Attributes:

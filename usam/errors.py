@@ -1,8 +1,8 @@
-"""The one error that is meant for the person at the keyboard."""
+"""The error type for everything that the user can fix."""
 
 
 class UserError(Exception):
-    """Something that the user can mend: the message says what, where and how, in one line."""
+    """An error that the user can fix: its message says in one line what is wrong, where, and what to do."""
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows of it: IPython asks."""

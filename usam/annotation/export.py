@@ -21,7 +21,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -52,22 +52,6 @@ OVERLAY_SIDE, PAGE = 640, 500  # pixels of an overlay's longer side; images on a
 COLUMNS = ["name", "original", "width", "height", "objects", "labelled", "expected_error", "sha256", "classes"]
 
 
-class Result(NamedTuple):
-    """What was found in an image.
-
-    Attributes:
-        source: the input image.
-        pixels: (H, W, 3) uint8 RGB.
-        found: masks as small as SAM's decoder draws them.
-        extent: of the image on those masks, as in `MaskEmbeddings`.
-    """
-
-    source: InputImage
-    pixels: np.ndarray
-    found: LabelledMasks
-    extent: tuple[float, float]
-
-
 def finished_row(out: Path, name: str, key: str) -> dict[str, Any] | None:
     """The row that `write` returned for an image, if its key was the same and all its files are still there."""
     try:
@@ -78,53 +62,63 @@ def finished_row(out: Path, name: str, key: str) -> dict[str, Any] | None:
     return record["row"] if complete else None
 
 
-def write(out: Path, result: Result, names: Sequence[str], key: str) -> dict[str, Any]:
-    """Write all files of an image, its record last; returns its row of images.csv."""
-    source = result.source
-    record = out / RECORDS / f"{source.name}.json"
+def write(
+    out: Path,
+    image: InputImage,
+    pixels: np.ndarray,
+    found: LabelledMasks,
+    extent: tuple[float, float],
+    names: Sequence[str],
+    key: str,
+) -> dict[str, Any]:
+    """Write all files of an image, its record last; returns its row of images.csv.
+
+    `found` are masks as small as SAM's decoder draws them, `extent` is that of the image on them.
+    """
+    record = out / RECORDS / f"{image.name}.json"
     record.unlink(missing_ok=True)  # its files are about to be replaced
-    semantic, objects, outlines = _drawn(result)
+    semantic, objects = _drawn(found, extent, pixels.shape[:2])
     row = dict(
-        name=source.name,
-        original=source.original,
-        width=semantic.shape[1],
-        height=semantic.shape[0],
+        name=image.name,
+        original=image.original,
+        width=pixels.shape[1],
+        height=pixels.shape[0],
         objects=len(objects),
         labelled=round(float((semantic > 0).mean()), 4),
-        expected_error=round(inference.expected_error(result.found), 4) if objects else 1.0,
-        sha256=sha256(source.file),
+        expected_error=round(inference.expected_error(found), 4) if objects else 1.0,
+        sha256=sha256(image.file),
         classes=sorted({one["category_id"] - 1 for one in objects}),
     )
-    jpeg, voc_jpeg, voc_png, labels, overlay = (out / file.format(source.name) for file in FILES)
-    write_atomically(jpeg, _jpeg(result))
+    jpeg, voc_jpeg, voc_png, labels, overlay = (out / file.format(image.name) for file in FILES)
+    write_atomically(jpeg, _jpeg(image.file, pixels))
     _link(jpeg, voc_jpeg)
     palette = Image.fromarray(semantic, "P")
     palette.putpalette(voc_palette())
     write_atomically(voc_png, _encoded(palette, "PNG"))
-    write_atomically(labels, "".join(f"{line}\n" for line in outlines))
-    write_atomically(overlay, _encoded(_overlay(result, names), "JPEG", quality=85))
+    write_atomically(labels, "".join(f"{one['yolo']}\n" for one in objects))
+    write_atomically(overlay, _encoded(_overlay(pixels, found, extent, names), "JPEG", quality=85))
     write_atomically(record, json.dumps({"key": key, "row": row, "objects": objects}))
     return row
 
 
-def _drawn(result: Result) -> tuple[np.ndarray, list[dict[str, Any]], list[str]]:
-    """The semantic map, and each mask as an annotation and as a line of YOLO, highest score first."""
-    size = height, width = result.pixels.shape[:2]
-    semantic = np.zeros(size, np.uint8)
-    objects, outlines = [], []
-    for k in range(len(result.found.labels))[::-1]:  # one mask in memory; the highest score is painted last
-        (mask,) = to_image_size(result.found.masks[k : k + 1], result.extent, size)
+def _drawn(found: LabelledMasks, extent: tuple[float, float], size: tuple[int, int]) -> tuple[np.ndarray, list[dict]]:
+    """The semantic map, and the objects, highest score first."""
+    semantic, objects = np.zeros(size, np.uint8), []
+    for k in range(len(found.labels))[::-1]:  # one mask in memory; the highest score is painted last
+        (mask,) = to_image_size(found.masks[k : k + 1], extent, size)
         if mask.any():
-            label = int(result.found.labels[k])
-            semantic[mask] = label + 1
-            objects.append(_annotation(mask, label, float(result.found.scores[k])))
-            outlines.append(" ".join([str(label), *_yolo(one_polygon(mask), width, height)]))
-    return semantic, objects[::-1], outlines[::-1]
+            semantic[mask] = found.labels[k] + 1
+            objects.append(_object(mask, int(found.labels[k]), float(found.scores[k])))
+    return semantic, objects[::-1]
 
 
-def _annotation(mask: np.ndarray, label: int, score: float) -> dict[str, Any]:
-    """COCO's annotation without its ids: `segmentation` as RLE, and `polygons` beside it."""
+def _object(mask: np.ndarray, label: int, score: float) -> dict[str, Any]:
+    """COCO's annotation without its ids, `segmentation` as RLE; beside it `polygons`, and a line for `yolo`.
+
+    YOLO's coordinates lie a quarter into the pixel, so that both rounding and cutting off find it.
+    """
     (rle,) = masks_to_rle(mask[None])
+    shares = ((one_polygon(mask) + 0.25) / mask.shape[::-1]).ravel()
     return {
         "category_id": label + 1,
         "bbox": rle_codec.toBbox(rle).tolist(),
@@ -133,21 +127,16 @@ def _annotation(mask: np.ndarray, label: int, score: float) -> dict[str, Any]:
         "score": round(score, 5),
         "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
         "polygons": [ring.ravel().tolist() for ring in polygons(mask)],
+        "yolo": " ".join([str(label), *(f"{value:.7f}" for value in shares)]),
     }
 
 
-def _yolo(ring: np.ndarray, width: int, height: int) -> list[str]:
-    """Coordinates as shares of width and height, a quarter into the pixel: rounding and cutting off both find it."""
-    return [f"{value:.7f}" for value in ((ring + 0.25) / (width, height)).ravel()]
-
-
-def _jpeg(result: Result) -> bytes:
+def _jpeg(file: Path, pixels: np.ndarray) -> bytes:
     """The file itself if it is an upright RGB or grey JPEG; otherwise the image is encoded."""
-    with Image.open(result.source.file) as image:
-        upright = image.getexif().get(0x0112, 1) == 1
-        if image.format == "JPEG" and image.mode in ("RGB", "L") and upright:
-            return result.source.file.read_bytes()
-    return _encoded(Image.fromarray(result.pixels), "JPEG", quality=95, subsampling=0)
+    with Image.open(file) as image:
+        if image.format == "JPEG" and image.mode in ("RGB", "L") and image.getexif().get(0x0112, 1) == 1:
+            return file.read_bytes()
+    return _encoded(Image.fromarray(pixels), "JPEG", quality=95, subsampling=0)
 
 
 def _encoded(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -166,11 +155,13 @@ def _link(file: Path, other: Path) -> None:
             shutil.copyfile(file, other)
 
 
-def _overlay(result: Result, names: Sequence[str]) -> Image.Image:
+def _overlay(
+    pixels: np.ndarray, found: LabelledMasks, extent: tuple[float, float], names: Sequence[str]
+) -> Image.Image:
     """The image with its masks and their class names."""
-    small = image_files.contained(Image.fromarray(result.pixels), OVERLAY_SIDE, OVERLAY_SIDE)
-    labels = result.found.labels[::-1]
-    masks = to_image_size(result.found.masks, result.extent, small.size[::-1])[::-1]  # the highest score on top
+    small = image_files.contained(Image.fromarray(pixels), OVERLAY_SIDE, OVERLAY_SIDE)
+    labels = found.labels[::-1]
+    masks = to_image_size(found.masks, extent, small.size[::-1])[::-1]  # the highest score on top
     image = Image.fromarray(figures.overlay(np.asarray(small), masks, figures.class_colors(len(names))[labels]))
     draw = ImageDraw.Draw(image)
     for mask, label in zip(masks, labels, strict=True):
@@ -185,14 +176,7 @@ def finish(
 ) -> pd.DataFrame:
     """Write the files of the whole data set, and remove those of images that no longer belong to it.
 
-    Args:
-        out: its folder.
-        names: the classes.
-        rows: what `write` returned for each image, in the order of the data set.
-        skipped, provenance: for the files of these names.
-
-    Returns:
-        One row per image, highest expected error first.
+    `rows` are what `write` returned for each image; they come back as a table, highest expected error first.
     """
     if removed := _clean(out, {row["name"] for row in rows}):
         print(f"{removed} images of an earlier run are not in this one: removed from {out.name}")
@@ -229,10 +213,9 @@ def _write_coco(out: Path, names: Sequence[str], rows: Sequence[dict[str, Any]])
     """Both json files, image by image: memory does not grow with the number of masks."""
     folder = out / "annotations"
     categories = json.dumps([{"id": k, "name": name} for k, name in enumerate(names, 1)])
-    copied = ("width", "height", "original", "expected_error")
-    images = (
-        [{"id": k, "file_name": f"{row['name']}.jpg"} | {key: row[key] for key in copied}] for k, row in enumerate(rows, 1)
-    )
+    table = pd.DataFrame(rows, columns=COLUMNS)
+    table = table.assign(id=range(1, len(rows) + 1), file_name=table["name"] + ".jpg")
+    images = table[["id", "file_name", "width", "height", "original", "expected_error"]].to_dict("records")
     for name, kind in COCO_FILES.items():
         part = folder / f".{name}.part"
         with writing(folder):
@@ -253,8 +236,8 @@ def _annotations(out: Path, rows: Sequence[dict[str, Any]], kind: str) -> Iterat
     for image_id, row in enumerate(rows, 1):
         for one in json.loads((out / RECORDS / f"{row['name']}.json").read_text())["objects"]:
             number += 1
-            masks = {key: one.pop(key) for key in COCO_FILES.values()}
-            yield {"id": number, "image_id": image_id, **one, "segmentation": masks[kind]}
+            rest = {key: value for key, value in one.items() if key not in ("segmentation", "polygons", "yolo")}
+            yield {"id": number, "image_id": image_id, **rest, "segmentation": one[kind]}
 
 
 def _lines(items: Iterable[dict[str, Any]]) -> Iterator[str]:
@@ -283,7 +266,7 @@ def _write_pages(out: Path, names: Sequence[str], table: pd.DataFrame) -> None:
     title = f"{len(table)} annotated images"
     about = f"""{table["objects"].sum()} objects of {html.escape(", ".join(names))}. Images with the highest expected
 pixel error come first: those without any object, then those of which a large share is probably labelled wrongly (large
-masks with low scores). Click an image to open the original."""
+masks with low scores). Click an image to see it without masks."""
     for k, file in enumerate(files):
         rows = table.iloc[k * PAGE : (k + 1) * PAGE].to_dict("records")
         write_atomically(

@@ -7,7 +7,7 @@ import re
 import threading
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -150,17 +150,17 @@ def _files_below(folder: Path, ignored: Counter[str]) -> list[Path]:
     results = {records.parent for records in folder.rglob(RECORDS)}
     files = []
     for path in folder.rglob("*"):
-        ending = path.suffix.lower()
         if _hidden(path.relative_to(folder)) or (os.path.isdir(path) and not path.is_symlink()):
             continue
+        kind = path.suffix.lower() or "without ending"
         if results & set(path.parents):
-            ignored["files of earlier results"] += 1
+            kind = "files of earlier results"
         elif os.path.isdir(path):
-            ignored["links to folders"] += 1
-        elif ending in endings:
+            kind = "links to folders"
+        if kind in endings:
             files.append(path)
         else:
-            ignored[ending or "without ending"] += 1
+            ignored[kind] += 1
     return files
 
 
@@ -176,7 +176,7 @@ def _named(files: Sequence[Path]) -> list[InputImage]:
         if len(name.encode()) > LONGEST_NAME:
             digest = hashlib.sha256(os.fsencode(original)).hexdigest()[:16]
             name = f"{name.encode()[: LONGEST_NAME - 17].decode(errors='ignore')}-{digest}"
-        numbered = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
+        numbered = (f"{name}-{k}" if k > 1 else name for k in itertools.count(1))
         name = next(one for one in numbered if one.lower() not in taken)  # some file systems ignore case
         taken.add(name.lower())
         status = file.stat() if os.path.exists(file) else file.lstat()  # a broken link is skipped later, with a reason
@@ -220,10 +220,9 @@ _large = threading.Lock()
 @contextmanager
 def reading(file: Path) -> Iterator[np.ndarray]:
     """What `read` returns; inside, no other thread holds a large image: each takes several times its size in memory."""
-    try:
-        with Image.open(file if os.path.isfile(file) else os.devnull) as image:
+    large = False
+    if os.path.isfile(file):
+        with suppress(Exception), Image.open(file) as image:  # `read` raises it again, as `Unreadable`
             large = image.width * image.height > LARGE
-    except Exception:  # `read` raises it again, with its reason
-        large = False
     with _large if large else nullcontext():
         yield read(file)

@@ -10,7 +10,7 @@ import numpy as np
 from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
-from usam.data.datasets import VOID, Example, ImageFiles, Instance, check_classes, require_files, in_pixels
+from usam.data.datasets import VOID, Example, ImageFiles, Instance, check_classes, in_pixels, require_files
 from usam.errors import UserError
 
 _COCO_KEYS = {

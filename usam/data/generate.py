@@ -1,8 +1,7 @@
-"""Images from class names with a text-to-image model (paper 3.4): the prompt "a photo of a {c}", one object an image.
+"""Images for class names from a text-to-image model (paper 3.4), with the prompt "a photo of a {c}".
 
-An image is decided by the run's seed, its class, its index and the settings alone. What a model returns is looked at:
-images that its safety checker blacked out, that overflowed or that show nothing are sampled again with the next
-sub-seed, and each file tells what was thrown away before it.
+An image depends only on the run's seed, its class, its index and the settings. Images that the model's safety checker
+blacked out, that overflowed or that show nothing are drawn again with the next seed, and each file records the reasons.
 """
 
 import hashlib
@@ -18,24 +17,21 @@ import torch
 from tqdm import tqdm
 
 from usam import machine
-from usam.data import huggingface
-from usam.data import image_files
-from usam.files import locked
-from usam.data.class_names import check_names
-from usam.data.class_names import prompt
+from usam.data import huggingface, image_files
+from usam.data.class_names import check_names, prompt
+from usam.data.sources import GenerateConfig, ImageSource
 from usam.errors import UserError
-from usam.config import GenerateConfig
-from usam.data.sources import ImageSource
+from usam.files import locked
 
-ATTEMPTS = 10  # of an image, before the model is given up
+ATTEMPTS = 10  # to draw an image, before the run ends with an error
 FLAT = 0.02  # standard deviation over the pixels, of values in [0, 1], below which an image shows nothing
-NAMES = ["class", "index", "prompt", "file", "seed", "attempt", "rejected"]
+COLUMNS = ["class", "index", "prompt", "file", "seed", "attempt", "rejected"]
 
 Draw = Callable[[str, list[int]], tuple[np.ndarray, list[bool]]]
 
 
 class Drawn(NamedTuple):
-    """An image (H, W, 3) uint8 RGB, the seed of its noise, and why the attempts before were thrown away."""
+    """An image (H, W, 3) uint8 RGB, the seed of its noise, and why the attempts before it were rejected."""
 
     image: np.ndarray
     seed: int
@@ -43,25 +39,25 @@ class Drawn(NamedTuple):
 
 
 def generate(folder: Path, class_names: list[str], config: GenerateConfig, per_class: int) -> pd.DataFrame:
-    """Make the images that `folder` does not hold yet; what is there stays.
+    """Draw the images that are missing in `folder`.
 
-    The images of a class are drawn in blocks of `config.batch`, always whole and the same ones together (what is drawn
-    beyond `per_class` is not kept): so a run that was stopped, that is given the classes in parts or in another order,
-    or that is asked for more images later, writes the same bytes.
+    The images of a class are drawn in complete blocks of `config.batch`, each with the same indices in every run
+    (images beyond `per_class` are not saved). So a run writes the same bytes after a stop, with classes in parts or in
+    another order, and with a larger `per_class` later.
 
     Args:
-        folder: of this model with these settings.
-        class_names: letters, digits, blanks, "-" and "_", in English as the models read it.
+        folder: for this model with these settings.
+        class_names: letters, digits, blanks, "-" and "_", in English, which the models read.
         config: the model and how it draws.
         per_class: images of a class (paper: 200).
 
     Returns:
-        One row an image, as the files tell: class, index, prompt, file (relative to `folder`), seed of its noise,
-        attempt (0 unless images were thrown away), rejected (the reasons, comma-separated).
+        One row for each image, read from its file: class, index, prompt, file (relative to `folder`), seed of its
+        noise, attempt (0 unless images were rejected), rejected (the reasons, comma-separated).
 
     Raises:
-        UserError: a class name that is none, a model that cannot be loaded, a full disk, a model that returns nothing
-            usable in `ATTEMPTS` attempts.
+        UserError: a class name that is no folder name, a model that cannot be loaded, a full disk, a model that returns
+            nothing usable in `ATTEMPTS` attempts.
     """
     check_names(class_names)
     wanted = [(name, k) for name in class_names for k in range(per_class)]
@@ -78,25 +74,25 @@ def generate(folder: Path, class_names: list[str], config: GenerateConfig, per_c
                         if k in new:
                             _save(folder, name, k, drawn, config)
                             bar.update()
-    table = pd.DataFrame([_row(folder, *one) for one in wanted], columns=NAMES)
+    table = pd.DataFrame([_row(folder, *one) for one in wanted], columns=COLUMNS)
     if counts := Counter(reason for reasons in table["rejected"] for reason in filter(None, reasons.split(", "))):
-        said = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-        print(f"sampled again: {said} ({len(table)} images kept)")
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        print(f"drawn again: {reasons} ({len(table)} images accepted)")
     return table
 
 
 def image_seed(seed: int, class_name: str, index: int, attempt: int) -> int:
-    """Seed of an image's noise, 63 bits: of nothing but its arguments."""
+    """Return the seed of an image's noise, 63 bits, which depends only on the arguments."""
     digest = hashlib.sha256(f"{seed}/{class_name}/{index}/{attempt}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def drawings(draw: Draw, class_name: str, block: range, seed: int) -> Iterator[tuple[int, Drawn]]:
-    """Images of a class at the indices of `block`, each sampled until it is sound.
+    """Yield images of a class with the indices of `block`, each drawn until it is usable.
 
     Args:
         draw: (prompt, seeds) -> images (N, H, W, 3) float32 in [0, 1], and which of them are flagged unsafe.
-        class_name: what the prompt asks for.
+        class_name: the class in the prompt.
         block: indices of the images.
         seed: of the run.
 
@@ -124,7 +120,7 @@ def drawings(draw: Draw, class_name: str, block: range, seed: int) -> Iterator[t
 
 
 def fault(image: np.ndarray, unsafe: bool) -> str | None:
-    """What is wrong with an image (H, W, 3) in [0, 1], if anything."""
+    """Return what is wrong with an image (H, W, 3) in [0, 1], if anything."""
     if unsafe:
         return "flagged unsafe"
     if not np.isfinite(image).all():
@@ -137,29 +133,27 @@ def fault(image: np.ndarray, unsafe: bool) -> str | None:
 
 
 def pipeline(config: GenerateConfig) -> Draw:
-    """Load the model; the function that it returns draws a batch.
+    """Load the model; returns a function that draws a batch.
 
-    The noise comes from the CPU, image by image: it depends neither on the device nor on the batch.
+    The noise is made on the CPU, image by image, so that it depends neither on the device nor on the batch.
 
     Raises:
         UserError: there is no such model, or it cannot be loaded.
     """
     with huggingface.text_bars():
-        from diffusers import StableDiffusionPipeline  # seconds, that only the one who draws shall spend
+        from diffusers import StableDiffusionPipeline  # takes seconds: only when images are drawn
         from diffusers.utils import logging
         from transformers.utils import logging as text_logging
 
-    device = machine.device() if config.device == "auto" else torch.device(config.device)
+    device = machine.device()
     logging.set_verbosity_error()
-    for quiet in (logging, text_logging):
-        quiet.disable_progress_bar()
-    with huggingface.loading("Stable Diffusion", config.model) as place:
+    for library in (logging, text_logging):
+        library.disable_progress_bar()
+    with huggingface.loading("Stable Diffusion", config.model) as source:
         dtype = getattr(torch, config.precision)
-        pipe = StableDiffusionPipeline.from_pretrained(place, dtype=dtype, cache_dir=huggingface.cache()).to(device)
+        pipe = StableDiffusionPipeline.from_pretrained(source, dtype=dtype, cache_dir=huggingface.cache()).to(device)
     pipe.set_progress_bar_config(disable=True)
-    if (
-        device.type == "cuda"
-    ):  # its convolutions want a pixel's channels side by side; on a CPU that took 1.28 x as long
+    if device.type == "cuda":  # faster convolutions there; a CPU takes 1.28 x as long
         for part in (pipe.unet, pipe.vae):
             part.to(memory_format=torch.channels_last)
     if config.compile:

@@ -1,45 +1,47 @@
-"""Downloads that are polite to servers and believe nothing they send: addresses, limits, retries (paper 3.4)."""
+"""Downloads that are polite to servers and trust nothing they send: addresses, limits, retries (paper 3.4)."""
 
-import contextlib
 import importlib.metadata
 import io
 import ipaddress
 import logging
+import random
 import threading
 import time
-from collections.abc import Iterator
+from functools import partial
 from http.client import HTTPResponse
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 import requests
-import tenacity
 import urllib3
 from requests.adapters import HTTPAdapter
 from requests_hardened.ip_filter import InvalidIPAddress
 from requests_hardened.ip_filter_adapter import IPFilterAdapter
 
-from usam.config import CrawlConfig
+from usam.data.sources import CrawlConfig
 
-UNREACHABLE, BROKEN, LATE = "no connection", "connection broken", "time-out"
-PASSING = {UNREACHABLE, BROKEN, LATE, *(f"HTTP {status}" for status in (429, 500, 502, 503, 504))}
-BACK_OFF = tenacity.wait_exponential_jitter(initial=1, max=30, jitter=1)
-REDIRECTED = requests.sessions.SessionRedirectMixin().get_redirect_target
-ATTEMPTS, LONGEST_WAIT, REDIRECTS = 4, 120, 5  # requests for the same thing; seconds; hops
+UNREACHABLE = "no connection"
+BROKEN = "connection broken"
+LATE = "time-out"
+TEMPORARY = {UNREACHABLE, BROKEN, LATE, *(f"HTTP {status}" for status in (429, 500, 502, 503, 504))}
+ATTEMPTS = 4  # requests for the same address
+MAX_REDIRECTS = 5
+RETRY_AFTER = urllib3.Retry(retry_after_max=120).get_retry_after  # seconds, also from a date
+REDIRECT_TARGET = requests.Session().get_redirect_target
 
-logging.getLogger("requests_hardened").addHandler(logging.NullHandler())  # the reason says which host was refused
-_mine = threading.local()  # of a download: `left` seconds, and `hurry`, which raises when they are over
+logging.getLogger("requests_hardened").addHandler(logging.NullHandler())  # the reason names the host already
+_thread = threading.local()  # of this thread's download: seconds `left`, `end` of the request, event `stop`
 
 
 class Rejected(Exception):
-    """Why a candidate is not kept; `wait`: seconds after which the server wants to be asked again."""
+    """Tells why a candidate is not accepted; `wait` is the server's Retry-After in seconds."""
 
     def __init__(self, reason: str, wait: float | None = None):
         super().__init__(reason)
         self.reason, self.wait = reason, wait
 
 
-class _Hurried(io.RawIOBase):
-    """Bytes from the net, until the download's time is over: a time-out alone begins anew with each byte."""
+class _TimedReader(io.RawIOBase):
+    """Reads until the time is over; a socket's time-out alone starts again with every byte, of headers too."""
 
     def __init__(self, raw: io.RawIOBase):
         self.raw = raw
@@ -48,7 +50,8 @@ class _Hurried(io.RawIOBase):
         return True
 
     def readinto(self, buffer: memoryview) -> int | None:
-        _mine.hurry()
+        if _thread.stop.is_set() or time.monotonic() >= _thread.end:
+            raise TimeoutError
         return self.raw.readinto(buffer)
 
     def close(self) -> None:
@@ -56,47 +59,45 @@ class _Hurried(io.RawIOBase):
         super().close()
 
 
-class _Reply(HTTPResponse):
-    def __init__(self, *args, **options):
-        super().__init__(*args, **options)
-        self.fp = io.BufferedReader(_Hurried(self.fp.detach()))
+def _timed_response(*args, **options) -> HTTPResponse:
+    response = HTTPResponse(*args, **options)
+    response.fp = io.BufferedReader(_TimedReader(response.fp.detach()))
+    return response
 
 
-class _Http(urllib3.connection.HTTPConnection):
-    response_class = _Reply
-
-
-class _Https(urllib3.connection.HTTPSConnection):
-    response_class = _Reply
+def _connection(kind: type, **options) -> urllib3.connection.HTTPConnection:
+    connection = kind(**options)
+    connection.response_class = _timed_response
+    return connection
 
 
 class _Adapter(IPFilterAdapter):
-    """Connects to public addresses only: to the very address that was checked."""
+    """Connects to public addresses only, and to the very address that was checked."""
 
     def __init__(self, scheme: str, allow_hosts: list[str]):
         super().__init__(is_https_proto=scheme == "https")
-        self.connections, self.allow_hosts = {"http": _Http, "https": _Https}[scheme], allow_hosts
+        self.allow_hosts = allow_hosts
 
     def build_connection_pool_key_attributes(self, request, verify, cert=None):
-        if urlsplit(request.url).hostname in self.allow_hosts:
+        if urlsplit(request.url).hostname in self.allow_hosts:  # requests-hardened allows all of loopback, or nothing
             return HTTPAdapter.build_connection_pool_key_attributes(self, request, verify, cert)
-        place, options = super().build_connection_pool_key_attributes(request, verify, cert)
-        address = ipaddress.ip_address(place["host"].strip("[]"))
+        host, options = super().build_connection_pool_key_attributes(request, verify, cert)
+        address = ipaddress.ip_address(host["host"].strip("[]"))
         if address.is_reserved or getattr(address, "is_site_local", False):  # requests-hardened lets some of them pass
             raise InvalidIPAddress(address)
-        return place, options
+        return host, options
 
     def get_connection_with_tls_context(self, *args, **options):
         pool = super().get_connection_with_tls_context(*args, **options)
-        pool.ConnectionCls = self.connections
+        pool.ConnectionCls = partial(_connection, type(pool).ConnectionCls)
         return pool
 
 
 class Web:
-    """Polite, guarded and limited downloads, from several threads.
+    """Downloads from several threads: each host gets one request at a time, and a pause after it.
 
-    requests' sessions are left out on purpose: they follow redirects, keep cookies, and take passwords and proxies
-    (which would choose the address that is connected to) from the environment.
+    The adapters are used without a session: `requests.Session`, and `requests_hardened.HTTPSession` with it, reads the
+    whole body of a redirect whatever its size, keeps cookies, and takes proxies and passwords from the environment.
     """
 
     def __init__(self, config: CrawlConfig):
@@ -104,13 +105,13 @@ class Web:
         self.agent = f"usam/{importlib.metadata.version('usam')} (research; +images for class names)"
         self.adapters = {scheme: _Adapter(scheme, config.allow_hosts) for scheme in ("http", "https")}
         self.locks: dict[str, threading.Lock] = {}
-        self.ready: dict[str, float] = {}  # when a host may be asked again
-        self.reached: set[str] = set()  # hosts that answered, whatever it was
-        self.silent: set[str] = set()  # hosts that did not, in spite of all attempts: asked once for other images
+        self.ready: dict[str, float] = {}  # when the pause of a host is over
+        self.reached: set[str] = set()  # hosts that answered, whatever the answer
+        self.unreachable: set[str] = set()  # hosts that did not, in all attempts: one attempt for each other image
         self.stop = threading.Event()
 
     def close(self) -> None:
-        """Ends what other threads are at."""
+        """End the downloads of other threads."""
         self.stop.set()
         for adapter in self.adapters.values():
             adapter.close()
@@ -119,135 +120,117 @@ class Web:
         self.stop.wait(max(0, seconds))
 
     def fetch(self, url: str, token: str = "") -> bytes:
-        """The body behind `url`; a token goes to its origin only.
+        """Return the body behind `url`; a token goes to its origin only.
 
         Raises:
-            Rejected: no such body; the reason is the same whenever the server does the same.
+            Rejected: there is no such body; the reason is the same whenever the server does the same.
         """
-        _mine.left, _mine.hurry = self.config.seconds_per_image, self._hurry
-        been: list[SplitResult] = []
-        for _ in range(REDIRECTS + 1):
-            place = _checked(url)
-            if place in been:
-                raise Rejected("redirect loop")
-            if been and been[-1].scheme == "https" and place.scheme == "http":
-                raise Rejected("refused: redirect from https to http")
-            been.append(place)
+        _thread.left, _thread.stop = self.config.seconds_per_image, self.stop
+        visited: list[SplitResult] = []
+        while url is not None:
+            parts = _checked(url, visited)
+            visited.append(parts)
             headers = {"User-Agent": self.agent, "Accept-Encoding": "identity"}
-            if token and place[:2] == been[0][:2]:
+            if token and parts[:2] == visited[0][:2]:
                 headers["Authorization"] = f"Bearer {token}"
             try:
-                body, url = self._insist(place, headers)
+                body, url = self._with_retries(parts, headers)
             except Rejected as rejection:
-                behind = rejection.reason == UNREACHABLE and len(been) > 1  # another host answered: there is a network
-                raise Rejected(BROKEN) if behind else rejection from None
-            if url is None:
-                return body
-        raise Rejected(f"more than {REDIRECTS} redirects")
-
-    def _insist(self, place: SplitResult, headers: dict[str, str]) -> tuple[bytes, str | None]:
-        """The host is nobody else's meanwhile: while it wants us to wait, it is not asked for other images either."""
-        host = place.hostname
-        again = tenacity.Retrying(
-            retry=tenacity.retry_if_exception(lambda error: getattr(error, "reason", "") in PASSING),
-            stop=lambda state: (
-                state.attempt_number >= ATTEMPTS or host in self.silent or self.stop.is_set() or _mine.left <= 0
-            ),
-            wait=_wait,
-            sleep=self.sleep,
-            reraise=True,
-        )
-        with self.locks.setdefault(host, threading.Lock()):
-            try:
-                return again(self._once, place, headers)
-            except Rejected as rejection:
-                if rejection.reason == UNREACHABLE:
-                    self.silent.add(host)
+                if rejection.reason == UNREACHABLE and len(visited) > 1:  # another host answered: there is a network
+                    raise Rejected(BROKEN) from None
                 raise
+        return body
 
-    def _once(self, place: SplitResult, headers: dict[str, str]) -> tuple[bytes, str | None]:
-        """One request: the body, or b"" and where it is."""
-        self.sleep(self.ready.get(place.hostname, 0) - time.monotonic())
+    def _with_retries(self, parts: SplitResult, headers: dict[str, str]) -> tuple[bytes, str | None]:
+        """Repeat a request; no other goes to the host meanwhile, not even in the waits.
+
+        `urllib3.Retry` would not repeat a body that breaks off, and its waits could not be interrupted.
+        """
+        host = parts.hostname
+        with self.locks.setdefault(host, threading.Lock()):
+            for attempt in range(ATTEMPTS):
+                try:
+                    return self._request(parts, headers)
+                except Rejected as rejection:
+                    ended = self.stop.is_set() or _thread.left <= 0
+                    last = ended or attempt == ATTEMPTS - 1 or host in self.unreachable
+                    if rejection.reason == UNREACHABLE and last:
+                        self.unreachable.add(host)
+                    if rejection.reason not in TEMPORARY or last:
+                        raise
+                    self.sleep(2**attempt + random.random() if rejection.wait is None else rejection.wait)
+
+    def _request(self, parts: SplitResult, headers: dict[str, str]) -> tuple[bytes, str | None]:
+        """Make one request; returns the body and None, or b"" and the address of a redirect."""
+        host, is_api = parts.hostname, parts.hostname == urlsplit(self.config.api).hostname
+        self.sleep(self.ready.get(host, 0) - time.monotonic())
         start = time.monotonic()
-        _mine.end = start + _mine.left
+        _thread.end = start + _thread.left
         try:
-            with _reasons(place.hostname):
-                _mine.hurry()
-                request = requests.Request("GET", place.geturl(), headers=headers).prepare()
-                wait = min(self.config.timeout, _mine.left)
-                with self.adapters[place.scheme].send(request, stream=True, timeout=wait) as response:
-                    self.reached.add(place.hostname)
-                    self.silent.discard(place.hostname)
-                    return _body(response, self.config.largest_bytes)
+            if self.stop.is_set() or _thread.left <= 0:
+                raise requests.Timeout
+            request = requests.Request("GET", parts.geturl(), headers=headers).prepare()
+            timeout = min(self.config.timeout, _thread.left)
+            with self.adapters[parts.scheme].send(request, stream=True, timeout=timeout) as response:
+                self.reached.add(host)
+                self.unreachable.discard(host)
+                return _content(response, self.config.largest_bytes)
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+            raise Rejected(_reason(error, host)) from None
         finally:
             end = time.monotonic()
-            _mine.left -= end - start
-            api = place.hostname == urlsplit(self.config.api).hostname
-            pause = self.config.seconds_between_api_requests if api else self.config.seconds_between_requests
-            self.ready[place.hostname] = end + pause
-
-    def _hurry(self) -> None:
-        if self.stop.is_set() or time.monotonic() >= _mine.end:
-            raise Rejected(LATE)
+            _thread.left -= end - start
+            pause = self.config.seconds_between_api_requests if is_api else self.config.seconds_between_requests
+            self.ready[host] = end + pause
 
 
-def _checked(url: str) -> SplitResult:
+def _checked(url: str, visited: list[SplitResult]) -> SplitResult:
+    """Split an address that may be requested after the addresses that redirected to it."""
     try:
-        place = urlsplit(url)
+        parts = urlsplit(url)
     except ValueError:
         raise Rejected("no valid address") from None
-    if place.scheme not in ("http", "https"):
-        raise Rejected("refused: only http and https")
-    if not place.hostname:
-        raise Rejected("no valid address")
-    return place
+    reasons = {
+        f"more than {MAX_REDIRECTS} redirects": len(visited) > MAX_REDIRECTS,
+        "refused: only http and https": parts.scheme not in ("http", "https"),
+        "no valid address": not parts.hostname,
+        "redirect loop": parts in visited,
+        "refused: redirect from https to http": parts.scheme == "http" and "https" in [hop.scheme for hop in visited],
+    }
+    for reason, applies in reasons.items():
+        if applies:
+            raise Rejected(reason)
+    return parts
 
 
-@contextlib.contextmanager
-def _reasons(host: str) -> Iterator[None]:
-    """What the libraries raise, as reasons without timing, ports or addresses in them."""
-    try:
-        yield
-    except InvalidIPAddress:
-        raise Rejected(f"refused: {host} has no public address") from None
-    except (requests.exceptions.SSLError, urllib3.exceptions.SSLError):
-        raise Rejected("no valid certificate") from None
-    except requests.ConnectTimeout:
-        raise Rejected(UNREACHABLE) from None
-    except (requests.Timeout, urllib3.exceptions.TimeoutError):
-        raise Rejected(LATE) from None
-    except requests.ConnectionError as error:
-        broken = isinstance(error.args[0], urllib3.exceptions.ProtocolError)  # there was one
-        raise Rejected(BROKEN if broken else UNREACHABLE) from None
-    except urllib3.exceptions.ProtocolError:
-        raise Rejected(BROKEN) from None
-    except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError):
-        raise Rejected("no valid address or answer") from None
+def _reason(error: Exception, host: str) -> str:
+    """Name a library's exception, without times, ports or addresses in it."""
+    cause = error.args[0] if error.args else None
+    names = {
+        f"refused: {host} has no public address": isinstance(error, InvalidIPAddress),
+        "no valid certificate": isinstance(error, requests.exceptions.SSLError),
+        UNREACHABLE: isinstance(error, requests.ConnectTimeout),
+        LATE: isinstance(error, requests.Timeout) or isinstance(cause, urllib3.exceptions.ReadTimeoutError),
+        BROKEN: isinstance(error, requests.exceptions.ChunkedEncodingError)
+        or isinstance(cause, urllib3.exceptions.ProtocolError),
+    }
+    other = UNREACHABLE if isinstance(error, requests.ConnectionError) else "no valid address or answer"
+    return next((name for name, applies in names.items() if applies), other)
 
 
-def _body(response: requests.Response, largest: int) -> tuple[bytes, str | None]:
-    if (reason := f"HTTP {response.status_code}") in PASSING:
-        raise Rejected(reason, _told(response))
-    if target := REDIRECTED(response):
+def _content(response: requests.Response, largest: int) -> tuple[bytes, str | None]:
+    if (reason := f"HTTP {response.status_code}") in TEMPORARY:
+        try:
+            raise Rejected(reason, RETRY_AFTER(response.raw))
+        except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
+            raise Rejected(reason) from None
+    if target := REDIRECT_TARGET(response):
         return b"", urljoin(response.url, target)
     if response.status_code != 200:
         raise Rejected(reason)
     content = bytearray()
-    while piece := response.raw.read1(2**16, decode_content=True):  # what is there; read() would wait for all of it
+    for piece in response.iter_content(2**16):
         content += piece
         if len(content) > largest:
             raise Rejected(f"larger than {largest} bytes")
     return bytes(content), None
-
-
-def _told(response: requests.Response) -> float | None:
-    """Seconds of Retry-After, which may be a date."""
-    try:
-        return urllib3.Retry(retry_after_max=LONGEST_WAIT).get_retry_after(response.raw)
-    except (urllib3.exceptions.InvalidHeader, ValueError, OverflowError):
-        return None
-
-
-def _wait(state: tenacity.RetryCallState) -> float:
-    told = state.outcome.exception().wait
-    return BACK_OFF(state) if told is None else told

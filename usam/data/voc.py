@@ -7,7 +7,7 @@ import numpy as np
 from pycocotools import mask as rle_tools
 
 from usam.data.class_names import VOC
-from usam.data.datasets import VOID, Example, ImageFiles, Instance, check_classes, open_image, require_files, in_pixels
+from usam.data.datasets import VOID, Example, ImageFiles, Instance, check_classes, in_pixels, open_image, require_files
 from usam.errors import UserError
 
 

@@ -88,33 +88,33 @@ BEYOND_THE_PAPER = {
 
 
 def beyond_the_paper(profile: Profile, dataset_name: str, source: str, split: str) -> dict[str, list[Scores]]:
-    """Settings of `inference` that the paper does not have, each alone -> the scores of all seeds; its protocol first.
+    """Scores of all seeds for each setting of `inference` that the paper does not have, its own protocol first.
 
     Args:
         profile, dataset_name, source, split: as in `sweep`.
     """
-    ways = {"the paper's protocol": profile}
-    ways |= {words: profile.changed(f"inference.{key}", value) for words, (key, value) in BEYOND_THE_PAPER.items()}
+    profiles = {"the paper's protocol": profile}
+    profiles |= {name: profile.changed(f"inference.{key}", value) for name, (key, value) in BEYOND_THE_PAPER.items()}
     return {
-        words: [scoring.score(changed, dataset_name, source, seed, split=split) for seed in profile.seeds]
-        for words, changed in ways.items()
+        name: [scoring.score(changed, dataset_name, source, seed, split=split) for seed in profile.seeds]
+        for name, changed in profiles.items()
     }
 
 
 def others(profile: Profile, dataset_name: str, source: str, split: str) -> dict[str, list[Scores]]:
-    """Every second class of a data set is asked for, all else is background; without and with a class for the others ->
-    the scores of all seeds.
+    """Scores of all seeds where every second class is wanted and the rest is background, without and with a class for
+    the others.
     """
     names = stages.class_names(profile, dataset_name)
-    asked, left = names[::2], names[1::2]
-    fewer, alone = granularity.some_of(profile, dataset_name, asked), {name: [name] for name in asked}
-    ways = {"the paper's protocol": alone, f"{NOTHING}: the others": alone | {NOTHING: left}}
-    tried: dict[str, list[Scores]] = {}
-    for words, gathered in ways.items():
-        said = f"{len(asked)} of the classes, {words}"
-        tried[said] = []
+    wanted, rest = names[::2], names[1::2]
+    fewer, own_names = granularity.some_of(profile, dataset_name, wanted), {name: [name] for name in wanted}
+    variants = {"the paper's protocol": own_names, f"{NOTHING}: the others": own_names | {NOTHING: rest}}
+    scores: dict[str, list[Scores]] = {}
+    for variant, gathered in variants.items():
+        name = f"{len(wanted)} of the classes, {variant}"
+        scores[name] = []
         for seed in profile.seeds:
             head = stages.heads_of(profile, gathered, source, seed).student
-            way = functools.partial(Ready, by_head(head, profile.inference, len(asked)))
-            tried[said].append(scoring.evaluated(fewer, dataset_name, source, seed, f"U-SAM, {said}", way, split))
-    return tried
+            ready = functools.partial(Ready, by_head(head, profile.inference, len(wanted)))
+            scores[name].append(scoring.evaluated(fewer, dataset_name, source, seed, f"U-SAM, {name}", ready, split))
+    return scores

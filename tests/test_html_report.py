@@ -129,7 +129,7 @@ def test_notebooks_lose_progress_and_scripts_and_keep_the_rest(folder, smoke):
     assert "7/7" not in html.text and "alert" not in html.text
     assert "data, next, other, code, out" in html.text  # what has no place to lead to is text
     alts = [element["alt"] for element in html.all("img")]
-    assert alts == ['Four "scenes". A dog on grass.', "Figure in section 'What it is'", "seven bars"]
+    assert alts == ['Four "scenes". A dog on grass.', "Figure", "seven bars"]
 
 
 def test_formulas_are_mathml_with_their_numbers(folder, smoke):

@@ -69,15 +69,15 @@ def counted(function, calls: list):
     return call
 
 
-def test_knobs_and_others_are_scored_with_all_seeds(tiny, tmp_path, monkeypatch):
+def test_settings_beyond_the_paper_and_others_are_scored_with_all_seeds(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("USAM_RESULTS", str(tmp_path / "results"))
     four = tiny.datasets["voc"].model_copy(update={"classes": ["bicycle", "car", "dog", "sofa"]})
     profile = tiny.model_copy(update={"datasets": {"voc": four}})
-    knobs = sweeps.beyond_the_paper(profile, "voc", "web", "val")
-    assert list(knobs) == ["the paper's protocol", *sweeps.BEYOND_THE_PAPER]
+    beyond = sweeps.beyond_the_paper(profile, "voc", "web", "val")
+    assert list(beyond) == ["the paper's protocol", *sweeps.BEYOND_THE_PAPER]
     others = sweeps.others(profile, "voc", "web", "val")
     assert list(others) == ["2 of the classes, the paper's protocol", "2 of the classes, nothing of these: the others"]
-    assert all(len(scores) == 2 for scores in (*knobs.values(), *others.values()))
+    assert all(len(scores) == 2 for scores in (*beyond.values(), *others.values()))
     assert next(iter(others.values()))[0].confusion.shape[1:] == (3, 3)  # bicycle, dog and background
     rows = pd.read_csv(paths.results("smoke") / "runs.csv")
     assert sorted(rows.loc[rows["dataset"] == "voc, grouped", "seed"]) == [0, 0, 1, 1]

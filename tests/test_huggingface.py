@@ -71,8 +71,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
 
     def reply(self, content: bytes, whole: bool, headers: dict[str, str] | None = None) -> None:
-        asked = self.headers.get("Range")
-        start = int(asked.removeprefix("bytes=").split("-")[0]) if asked else 0
+        wanted = self.headers.get("Range")
+        start = int(wanted.removeprefix("bytes=").split("-")[0]) if wanted else 0
         self.send_response(206 if start else 200)
         rest = content[start:]
         for key, value in {"Content-Length": str(len(rest)), **(headers or {})}.items():
@@ -112,10 +112,10 @@ def run(code: str, data: Path, **environment: str) -> subprocess.CompletedProces
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean | settings)
 
 
-FETCH = f"from usam import hub\nhub.fetch({REPO!r})\n"
+FETCH = f"from usam.data import huggingface\nhuggingface.fetch({REPO!r})\n"
 DRAW = f"""
-from usam import generate
-from usam.profiles import GenerateConfig
+from usam.data.sources import GenerateConfig
+from usam.data import generate
 images, _ = generate.pipeline(GenerateConfig(model={REPO!r}, steps=2))("a photo of a dog", [0])
 print(images.shape)
 """
@@ -136,7 +136,7 @@ def test_a_model_is_fetched_once_and_works_without_a_network(server, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"hub"}
 
 
-def test_a_cut_is_mended_by_the_next_start(server, tmp_path):
+def test_the_next_start_continues_after_a_cut(server, tmp_path):
     server.cut = 10_000
     first = run(FETCH, tmp_path, HF_ENDPOINT=server.url)
     if first.returncode:

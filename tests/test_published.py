@@ -20,7 +20,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torchvision.datasets import voc
 
 from usam import paths, profiles
 from usam.config import Profile
@@ -36,13 +35,13 @@ NAME = "checkpoints/sam_vit_b_01ec64.pth"
 
 class Server(http.server.ThreadingHTTPServer):
     """Serves `content` by path. `cut`: bytes after which a connection ends, from the first one on; `ranges`: does it
-    know them, and by how much are they wrong; `asked`: what was asked for; `slow`: seconds between pieces."""
+    know them, and by how much are they wrong; `requests`: paths and ranges; `slow`: seconds between pieces."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content: dict[str, bytes] = {}
         self.cut: list[int] = []
-        self.asked: list[tuple[str, str | None]] = []
+        self.requests: list[tuple[str, str | None]] = []
         self.ranges, self.slow, self.shift = True, 0.0, 0
 
     def url(self, name: str) -> str:
@@ -58,13 +57,13 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        server, asked = self.server, self.headers.get("Range")
-        server.asked.append((self.path, asked))
+        server, wanted = self.server, self.headers.get("Range")
+        server.requests.append((self.path, wanted))
         content = server.content.get(self.path)
         if content is None:
             self.send_error(404)
             return
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and server.ranges else 0
+        start = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted and server.ranges else 0
         if start >= len(content) and content:
             self.send_error(416)
             return
@@ -113,24 +112,24 @@ def publish(monkeypatch, server: Server, content: bytes, name: str = NAME) -> Pu
 NOISE = np.random.default_rng(0).bytes(300_000)
 
 
-def test_a_file_arrives_whole_and_is_not_asked_for_twice(server, paper, tmp_path, monkeypatch):
+def test_a_file_arrives_whole_and_is_requested_once(server, paper, tmp_path, monkeypatch):
     publish(monkeypatch, server, NOISE)
     table = published.table(paper)
     assert table[["file", "here"]].to_numpy().tolist() == [["sam_vit_b_01ec64.pth", "no"]]
     published.get(paper)
-    assert (tmp_path / NAME).read_bytes() == NOISE and len(server.asked) == 1
+    assert (tmp_path / NAME).read_bytes() == NOISE and len(server.requests) == 1
     assert published.table(paper)["here"].tolist() == ["yes"]
     published.get(paper)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
     assert [p.name for p in (tmp_path / NAME).parent.iterdir() if not p.name.startswith(".")] == [Path(NAME).name]
 
 
-def test_a_cut_connection_goes_on_where_it_stopped(server, paper, tmp_path, monkeypatch):
+def test_a_download_continues_where_the_connection_broke(server, paper, tmp_path, monkeypatch):
     publish(monkeypatch, server, NOISE)
     server.cut = [100_000, 0, 1, 150_000]
     published.get(paper)
     assert (tmp_path / NAME).read_bytes() == NOISE
-    assert [asked for _, asked in server.asked] == [
+    assert [wanted for _, wanted in server.requests] == [
         None, "bytes=100000-", "bytes=100000-", "bytes=100001-", "bytes=250001-",
     ]  # fmt: skip
 
@@ -139,7 +138,7 @@ def test_a_server_without_ranges_starts_again(server, paper, tmp_path, monkeypat
     publish(monkeypatch, server, NOISE)
     server.cut, server.ranges = [100_000], False
     published.get(paper)
-    assert (tmp_path / NAME).read_bytes() == NOISE and len(server.asked) == 2
+    assert (tmp_path / NAME).read_bytes() == NOISE and len(server.requests) == 2
 
 
 def test_a_server_that_always_hangs_up_is_given_up_and_what_came_stays(server, paper, tmp_path, monkeypatch):
@@ -150,10 +149,10 @@ def test_a_server_that_always_hangs_up_is_given_up_and_what_came_stays(server, p
     lines = str(error.value).splitlines()
     assert "cannot be downloaded (the connection broke); 1,000 bytes of it are here" in lines[0]
     assert lines[1:] == [f"  {one.url} (300,000 bytes)", f"  -> {tmp_path / NAME}"]
-    assert len(server.asked) == 1 + published.ATTEMPTS
+    assert len(server.requests) == 1 + published.ATTEMPTS
     server.cut = []
     published.get(paper)
-    assert server.asked[-1] == (f"/{Path(NAME).name}", "bytes=1000-")
+    assert server.requests[-1] == (f"/{Path(NAME).name}", "bytes=1000-")
     assert (tmp_path / NAME).read_bytes() == NOISE
 
 
@@ -164,24 +163,25 @@ def test_without_a_network_each_file_and_its_place_are_named(paper, tmp_path, mo
     whole = paper.model_copy(update={"datasets": profiles.load("paper").datasets})
     with pytest.raises(UserError) as error:
         published.get(whole)
-    said = str(error.value)
-    assert said.count("\n") == 2 * 4 and said.startswith("sam_vit_b_01ec64.pth cannot be downloaded (no connection")
+    message = str(error.value)
+    assert message.count("\n") == 2 * 4
+    assert message.startswith("sam_vit_b_01ec64.pth cannot be downloaded (no connection")
     for name in (NAME, "VOCtrainval_11-May-2012.tar", "val2017.zip", "annotations_trainval2017.zip"):
-        assert f"http://127.0.0.1:9/{name} (10 bytes)\n  -> {tmp_path / name}" in said
+        assert f"http://127.0.0.1:9/{name} (10 bytes)\n  -> {tmp_path / name}" in message
 
 
-def test_a_missing_page_is_not_asked_for_again(server, paper, monkeypatch):
+def test_a_missing_page_is_requested_once(server, paper, monkeypatch):
     publish(monkeypatch, server, NOISE)
     server.content.clear()
     with pytest.raises(UserError, match=r"cannot be downloaded \(HTTP 404\); 0 bytes"):
         published.get(paper)
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
-def test_something_else_of_the_same_length_is_thrown_away(server, paper, tmp_path, monkeypatch):
+def test_another_file_of_the_same_length_is_deleted(server, paper, tmp_path, monkeypatch):
     one = publish(monkeypatch, server, NOISE)
     server.content[f"/{Path(NAME).name}"] = NOISE[::-1]
-    with pytest.raises(UserError, match=f"{one.url} sent something else than was published"):
+    with pytest.raises(UserError, match=f"{one.url} sent another file than was published"):
         published.get(paper)
     assert not list((tmp_path / NAME).parent.glob("[!.]*"))
     server.content[f"/{Path(NAME).name}"] = NOISE
@@ -198,7 +198,7 @@ def test_a_page_of_another_length_does_not_touch_what_is_here(server, paper, tmp
     part.parent.mkdir()
     part.write_bytes(NOISE[:have])
     server.ranges = len(content) > have
-    with pytest.raises(UserError, match=r"\(the server sends something else under this address\)"):
+    with pytest.raises(UserError, match=r"\(the server sends another file under this address\)"):
         published.get(paper)
     assert part.read_bytes() == NOISE[:have]
     server.content[f"/{Path(NAME).name}"], server.ranges = NOISE, True
@@ -209,31 +209,31 @@ def test_a_page_of_another_length_does_not_touch_what_is_here(server, paper, tmp
 def test_a_part_that_begins_elsewhere_is_not_taken(server, paper, tmp_path, monkeypatch):
     publish(monkeypatch, server, NOISE)
     server.cut, server.shift = [1000], -1000
-    with pytest.raises(UserError, match="something else under this address"):
+    with pytest.raises(UserError, match="another file under this address"):
         published.get(paper)
     assert (tmp_path / f"{NAME}.part").read_bytes() == NOISE[:1000]
 
 
-def test_a_left_over_of_another_file_is_thrown_away(server, paper, tmp_path, monkeypatch):
+def test_a_part_of_another_file_is_deleted(server, paper, tmp_path, monkeypatch):
     publish(monkeypatch, server, NOISE)
     (tmp_path / NAME).parent.mkdir()
     (tmp_path / f"{NAME}.part").write_bytes(bytes(1000))
-    with pytest.raises(UserError, match="sent something else"):
+    with pytest.raises(UserError, match="sent another file"):
         published.get(paper)
     published.get(paper)
     assert (tmp_path / NAME).read_bytes() == NOISE
 
 
-def test_killed_in_the_middle_it_goes_on(server, paper, tmp_path, monkeypatch):
+def test_a_killed_download_continues(server, paper, tmp_path, monkeypatch):
     content = np.random.default_rng(1).bytes(40 * 2**20)
     one = publish(monkeypatch, server, content)
     server.slow = 0.01
     code = (
-        "import sys; from usam import downloads, profiles\n"
-        f"downloads.FILES[{NAME!r}] = downloads.Published({one.url!r}, {one.size}, {one.sha256!r})\n"
+        "import sys; from usam import profiles; from usam.data import published\n"
+        f"published.FILES[{NAME!r}] = published.Published({one.url!r}, {one.size}, {one.sha256!r})\n"
         "mini = profiles.load('mini')\n"
         "changes = {'datasets': {}, 'sources': mini.sources, 'clip': mini.clip}\n"
-        "downloads.get(profiles.load('vit_b').model_copy(update=changes))\n"
+        "published.get(profiles.load('vit_b').model_copy(update=changes))\n"
     )
     environment = os.environ | {"PYTHONPATH": str(paths.ROOT)}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
@@ -248,7 +248,7 @@ def test_killed_in_the_middle_it_goes_on(server, paper, tmp_path, monkeypatch):
     assert 0 < have < len(content)
     published.get(paper)
     assert (tmp_path / NAME).read_bytes() == content
-    assert server.asked[-1] == (f"/{Path(NAME).name}", f"bytes={have}-")
+    assert server.requests[-1] == (f"/{Path(NAME).name}", f"bytes={have}-")
 
 
 def test_disk_and_memory_are_looked_at_before_the_first_byte(server, paper, monkeypatch):
@@ -262,7 +262,7 @@ def test_disk_and_memory_are_looked_at_before_the_first_byte(server, paper, monk
         patch.setattr(published.psutil, "virtual_memory", lambda: namedtuple("memory", "available")(1000))
         with pytest.raises(UserError, match=r"of memory are free, about .* are needed to load SAM"):
             published.get(paper)
-    assert server.asked == []
+    assert server.requests == []
 
 
 # -- checkpoints --------------------------------------------------------------------------------------------------
@@ -274,6 +274,10 @@ def saved(content: object) -> bytes:
     return buffer.getvalue()
 
 
+def load(profile: Profile) -> torch.nn.Module:
+    return sam.load_sam(profile.sam.model, stages.find_checkpoint(profile))
+
+
 def test_the_whole_vit_b_comes_through_a_cut_and_loads(server, paper, monkeypatch):
     torch.manual_seed(0)
     weights = sam.build_sam("vit_b").state_dict()
@@ -282,18 +286,18 @@ def test_the_whole_vit_b_comes_through_a_cut_and_loads(server, paper, monkeypatc
     publish(monkeypatch, server, content)
     server.cut = [200_000_000]
     published.get(paper)
-    loaded = sam.load_sam(paper.sam).state_dict()
+    loaded = load(paper).state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in weights.items())
-    file = sam.find_checkpoint(paper.sam)
+    file = stages.find_checkpoint(paper)
     with open(file, "r+b") as damaged:
         damaged.seek(100_000_000)
         damaged.write(b"damage")
-    with pytest.raises(UserError, match="has another SHA-256 than was published: delete it and run notebook 00_setup"):
-        sam.load_sam(paper.sam)
+    with pytest.raises(UserError, match=r"another SHA-256\): delete it and run notebook 00_setup"):
+        load(paper)
     with open(file, "r+b") as damaged:
         damaged.truncate(100_000_000)
-    with pytest.raises(UserError, match=f"has 100,000,000 bytes, not {len(content):,}"):
-        sam.load_sam(paper.sam)
+    with pytest.raises(UserError, match=rf"100,000,000 bytes\) is not the published file \({len(content):,} bytes"):
+        load(paper)
 
 
 class Intruder:
@@ -307,13 +311,13 @@ def test_code_in_a_checkpoint_is_not_run(server, paper, tmp_path, monkeypatch):
     publish(monkeypatch, server, saved({"image_encoder.pos_embed": intruder}))
     published.get(paper)
     with pytest.raises(UserError, match="cannot be read as weights"):
-        sam.load_sam(paper.sam)
+        load(paper)
     assert not intruder.mark.exists()
 
 
 def test_a_checkpoint_that_is_not_here_names_the_notebook(paper):
     with pytest.raises(UserError, match=r"sam_vit_b_01ec64\.pth is missing: run notebook 00_setup"):
-        sam.load_sam(paper.sam)
+        load(paper)
     with pytest.raises(UserError, match="'some:thing' has no published weights: name a `checkpoint`"):
         published.checkpoint("some:thing")
 
@@ -358,7 +362,6 @@ def zipped(files: dict[str, bytes]) -> bytes:
 def test_both_data_sets_are_unpacked_into_their_places_and_read(server, paper, tmp_path, monkeypatch):
     archive = voc_archive()
     publish(monkeypatch, server, archive, "VOCtrainval_11-May-2012.tar")
-    monkeypatch.setitem(voc.DATASET_YEAR_DICT["2012"], "md5", hashlib.md5(archive).hexdigest())
     instances = {
         "images": [{"id": 7, "file_name": "000000000007.jpg", "height": 6, "width": 8}],
         "annotations": [],
@@ -380,9 +383,9 @@ def test_both_data_sets_are_unpacked_into_their_places_and_read(server, paper, t
     left = {p.name for p in tmp_path.iterdir() if not p.name.startswith(".")}
     assert left == {"checkpoints", "VOCdevkit", "coco"}  # the archives are gone, and what unpacking left
     assert not (tmp_path / "coco" / "annotations" / "other.json").exists()
-    count = len(server.asked)
+    count = len(server.requests)
     published.get(whole)
-    assert len(server.asked) == count and published.table(whole)["here"].tolist() == ["yes"] * 4
+    assert len(server.requests) == count and published.table(whole)["here"].tolist() == ["yes"] * 4
 
 
 def test_an_archive_that_was_put_there_by_hand_is_checked_and_unpacked(server, paper, tmp_path, monkeypatch):
@@ -393,11 +396,11 @@ def test_an_archive_that_was_put_there_by_hand_is_checked_and_unpacked(server, p
     (tmp_path / "coco" / "annotations").mkdir(parents=True)
     (tmp_path / "coco" / "annotations" / "instances_val2017.json").write_text("{}")
     (tmp_path / "val2017.zip").write_bytes(content[:-10])
-    with pytest.raises(UserError, match=r"val2017\.zip has .* bytes, not .*: delete it"):
+    with pytest.raises(UserError, match=r"val2017\.zip \(.* bytes\) is not the published file .*: delete it"):
         published.get(only)
     (tmp_path / "val2017.zip").write_bytes(content)
     published.get(only)
-    assert (tmp_path / "coco" / "val2017" / "000000000007.jpg").is_file() and server.asked == []
+    assert (tmp_path / "coco" / "val2017" / "000000000007.jpg").is_file() and server.requests == []
 
 
 @pytest.mark.parametrize("unpacked", [False, True])
@@ -414,7 +417,7 @@ def test_unpacking_that_was_stopped_leaves_nothing(server, paper, tmp_path, monk
         (tmp_path / "coco" / "val2017").mkdir()
     published.get(only)
     assert {p.name for p in (tmp_path / "coco").iterdir()} == {"annotations", "val2017"}
-    assert not (tmp_path / "val2017.zip").exists() and server.asked == []
+    assert not (tmp_path / "val2017.zip").exists() and server.requests == []
 
 
 def test_a_data_set_that_is_missing_names_the_notebook(paper, tmp_path):
