@@ -32,7 +32,7 @@ from usam.method.training import Bags, train
 from usam.pipeline import cache, embedding_store
 from usam.pipeline.embedding_store import EmbeddingStore
 from usam.pipeline.training_images import TrainingImages, collect
-from usam.registry import DATASET_READERS, METHODS, imported, source_folder
+from usam.registry import DATASET_READERS, IMAGE_SOURCES, METHODS, imported, source_folder
 
 CODE = ("method", "data", "pipeline/embedding_store.py")  # decides embeddings and heads
 STAMP = "made.json"  # in a data set that was made here: by what, and with which settings
@@ -207,11 +207,11 @@ def sam_code(profile: Profile) -> list[Path]:
 
 
 def own_code(profile: Profile) -> list[Path]:
-    """Where the code lies that a profile names or that was registered: of data sets, SAM and methods."""
-    named = {
-        name for config in profile.datasets.values() for name in (config.maker, config.format) if name and ":" in name
-    }
-    return [*sam_code(profile), *METHODS.own_code(), *map(source_folder, sorted(named))]
+    """Where the code lies that a profile names or that was registered: of data sets, sources, SAM and methods."""
+    named = {name for config in profile.datasets.values() for name in (config.maker, config.format) if name}
+    named |= {source.kind for source in profile.sources.values()}
+    registered = [*METHODS.own_code(), *IMAGE_SOURCES.own_code(), *DATASET_READERS.own_code()]
+    return [*sam_code(profile), *registered, *(source_folder(name) for name in sorted(named) if ":" in name)]
 
 
 def extractor(profile: Profile) -> Extractor:

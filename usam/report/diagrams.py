@@ -1,14 +1,18 @@
-"""The paper's Figures 1 and 2, drawn from what a run has on disk: its images, its tensors, its profile's numbers."""
+"""The paper's Figures 1 and 2, drawn from a run's own images, tensors and settings."""
 
+import itertools
 import math
-from typing import NamedTuple
+import textwrap
+from types import SimpleNamespace
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from torch import Tensor
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Patch
+from torch import nn
 
 from usam import machine
 from usam.config import Profile
@@ -16,273 +20,270 @@ from usam.data import image_files
 from usam.data.datasets import VOID, Dataset
 from usam.evaluation.scores import by_head
 from usam.method import head, inference
-from usam.method.masks import MaskEmbeddings, coarser
+from usam.method.masks import coarser
 from usam.pipeline import stages
 from usam.registry import IMAGE_SOURCES
-from usam.report import boxes, figures
-from usam.report.boxes import FROZEN, PLAIN, RULE, TRAINED, WIDTH, columns, shape, wide
+from usam.report import figures
+
+FROZEN = {"color": figures.BLUE, "linestyle": "-", "linewidth": 1.2}
+TRAINED = {"color": figures.ORANGE, "linestyle": "--", "linewidth": 2.0}
+RULE = {"color": figures.GREEN, "linestyle": ":", "linewidth": 1.5}
+PLAIN = {"color": "0.35", "linestyle": "-", "linewidth": 0.8}
+KINDS = {"frozen": FROZEN, "trained here": TRAINED, "a fixed rule": RULE}
+ARROW = {"arrowstyle": "-|>", "mutation_scale": 9}
+HEADING = {"x": 0.01, "ha": "left", "fontsize": 9.5, "fontweight": "bold"}
+STYLE = {"font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 8, "axes.titlepad": 4}
+STYLE |= {"axes.grid": False, "image.interpolation": "auto", "image.cmap": "cividis"}  # "auto" averages pixels
+LAYOUT = {"use": True, "w_pad": 0.11, "h_pad": 0.09, "wspace": 0, "hspace": 0}  # pads in inches
+STYLE |= {f"figure.constrained_layout.{key}": value for key, value in LAYOUT.items()}
 
 
+@plt.rc_context(STYLE)
 def problem(profile: Profile, dataset_name: str, source: str, seed: int) -> Figure:
-    """Figure 1: class names, the images made from them, U-SAM, two of the user's images without and with their masks.
+    """Draw Figure 1: class names, training images made from them, and test images with the masks that U-SAM labels.
 
-    The user's images are test images of data set `dataset_name`, chosen without a look at any score: from evenly spaced
-    places of the split, the next one that shows two classes or more. Their masks are the output of the student that
-    was trained on images of `source` with `seed`.
+    Two test images of `dataset_name` are chosen without looking at scores: from evenly spaced positions of the split,
+    the next one with two or more classes. The student was trained on images of `source` with `seed`.
     """
     names, data = stages.class_names(profile, dataset_name), stages.dataset(profile, dataset_name)
     student, store = stages.heads(profile, dataset_name, source, seed).student, stages.embeddings(profile, dataset_name)
-    annotate = by_head(student, profile.inference)
-    figure, low, high, half = plt.figure(figsize=(WIDTH, 3.6)), 0.1, 3.1, 1.5
-    chosen = _test_images(data, 2)
-    most = max(wide(data.image(i), half, 2.2) for i in chosen)
-    (a, b, c, d, e) = columns(1.75, 3.9, 1.7, most, most)
-    text, title = boxes.listed(names, 22, 14), f"all that the user gives:\n$C$ = {len(names)} class names"
-    users = boxes.box(figure, (a[0], low, a[1], high), text, PLAIN, title, 9)
-    made = _training_sheet(figure, (b[0], low, b[1], high), profile, names, source)
-    usam = boxes.box(figure, (c[0], low, c[1], high), "", PLAIN, "U-SAM")
-    left, width, part = c[0] + 0.15, c[1] - 0.3, (high - 0.75) / 2
-    masks = boxes.box(figure, (left, low + high - 0.3 - part, width, part), "", FROZEN, "SAM's masks (frozen)")
-    boxes.show(masks, _nameless(data.image(chosen[0]), store[chosen[0]])[1])
-    boxes.network(figure, (left, low + 0.15, width, part), "+ a small head (trained)", student, TRAINED)
-    boxes.chain(figure, users, made, usam)
-    for n, i in enumerate(chosen):
-        y = low + (1 - n) * (high - half)
-        titles = ("", "") if n else ("the user's images", "the same, labelled by U-SAM")
-        plain = boxes.picture(figure, (d[0], y, most, half), titles[0], data.image(i))
-        semantic = annotate(data[i], store[i]).semantic_map()
-        named = boxes.labelled(figure, (e[0], y, most, half), titles[1], data.image(i), semantic, names)
-        boxes.chain(figure, usam, plain, named)
+    annotate, figure = by_head(student, profile.inference), plt.figure(figsize=(13, 4))
+    lanes = [["names", "made", f"image {i}", f"masks {i}", "head", f"labelled {i}"] for i in range(2)]
+    part = figure.subplot_mosaic(lanes, width_ratios=(1.5, 3.1, 1.7, 1.7, 1.3, 1.7))
+    _box(part["names"], _listed(names, 20, 15), PLAIN, f"the user's input:\n$C$ = {len(names)} class names")
+    _training_sheet(part["made"], profile, names, source)
+    _head(part["head"], student, TRAINED, "head $θ^s$\n(trained)")
+    for i, chosen in enumerate(_test_images(data, 2)):
+        image, found = data.image(chosen), store[chosen]
+        titles = ("",) * 3 if i else ("the user's images", "SAM's masks\n(frozen)", "masks with class names")
+        _image(part[f"image {i}"], image, titles[0])
+        _image(part[f"masks {i}"], figures.sam_masks(image, found), titles[1], FROZEN)
+        figures.annotate(part[f"labelled {i}"], image, annotate(data[chosen], found).semantic_map(), names)
+        _decorate(part[f"labelled {i}"], titles[2])
+        _arrows(part, f"image {i}", f"masks {i}", "head", f"labelled {i}")
+    _arrows(part, "names", "made")
+    _training_arrow(part["made"], part["head"], 0.03)
     return figure
 
 
+@plt.rc_context(STYLE)
 def architecture(profile: Profile, dataset_name: str, source: str, seed: int) -> Figure:
-    """Figure 2: the training by Eq. (1) and (2), the distillation by Eq. (3), and inference, with one run's tensors.
+    """Draw Figure 2: training by Eqs. (1) and (2), distillation by Eq. (3), and inference, with the tensors of a run.
 
-    The training image is the first of `source` whose class is one of `dataset_name`; the test image is the first of those
-    in `problem`. Row 1 shows the teacher at the end of its training. The heads were trained with `seed`; the numbers
-    are the profile's and those of the two images.
+    The training image is the first of `source` whose class is one of `dataset_name`; the test image is the first one in
+    `problem`. Row 1 shows the teacher after its training. The heads were trained with `seed`.
     """
-    figure = plt.figure(figsize=(WIDTH, 8.8))
-    bag = _bag(profile, dataset_name, source, seed)
-    tokens = _sam_part(figure, 5.3, profile, source, bag)
-    _head_part(figure, 5.3, profile, bag, tokens)
-    _distillation(figure, 2.84, profile, bag)
-    _inference(figure, 0.45, profile, dataset_name, bag)
-    boxes.legend(figure)
+    example = _example(profile, dataset_name, source, seed)
+    figure = plt.figure(figsize=(13, 9.8))
+    rows = figure.subfigures(3, 1, height_ratios=(3.6, 3.1, 2.1))
+    _training(rows[0], profile, source, example)
+    _distillation(rows[1], profile, example)
+    _inference(rows[2], profile, dataset_name, example)
+    frames = [Patch(fill=False, **style) for style in KINDS.values()]
+    figure.legend(frames, KINDS, loc="outside lower center", ncols=3, frameon=False, handlelength=3, handleheight=1.4)
     return figure
 
 
-class _Bag(NamedTuple):
-    """A training image and what SAM and the heads make of it.
+def _example(profile: Profile, dataset_name: str, source: str, seed: int) -> SimpleNamespace:
+    """Compute what SAM and both heads make of a training image.
 
-    Attributes:
-        names, label: the C classes, and the image's.
-        image, points, found: (H, W, 3), (d, 2) of (x, y) in pixels, and its mask embeddings.
-        features, prompts: what goes into SAM's mask decoder, (256, h, w) and (d, n, 256).
-        heads: teacher and student.
-        tokens: (d, 1024), standardised as the heads see them.
-        teacher, student: their logits, (d, C).
-        labels, bad: (1, C) one-hot, and B_i as (d,) bool.
+    Returns:
+        names and label: the C class names, and the image's own; image (H, W, 3) uint8; found: its d masks; features
+        (256, h, w) and prompts (d, n, 256): inputs of SAM's mask decoder; tokens (d, 1024); heads; teacher and student:
+        their logits (d, C); target: the label (1, C); bad: (d,) bool, the masks B_i.
     """
-
-    names: list[str]
-    label: str
-    image: np.ndarray
-    points: np.ndarray
-    found: MaskEmbeddings
-    features: Tensor
-    prompts: Tensor
-    heads: stages.Heads
-    tokens: Tensor
-    teacher: Tensor
-    student: Tensor
-    labels: Tensor
-    bad: Tensor
-
-
-def _bag(profile: Profile, dataset_name: str, source: str, seed: int) -> _Bag:
     names, made = stages.class_names(profile, dataset_name), stages.training_images(profile, source)
+    heads, extract = stages.heads(profile, dataset_name, source, seed), stages.extractor(profile)
     row = int(made.table["class"].isin(names).to_numpy().argmax())
     label, image = made.table["class"][row], image_files.read(made.folder / made.table["file"][row])
-    heads = stages.heads(profile, dataset_name, source, seed)
-    found, features, prompts = _decoded(profile, image)
-    flat = torch.tensor(found.tokens).flatten(1).to(machine.device())
-    tokens, teacher, student = heads.teacher.standardised(flat), heads.teacher(flat), heads.student(flat)
-    labels = torch.tensor([[float(name == label) for name in names]])
-    limit = profile.distillation.entropy_threshold * math.log(len(names))
-    bad = head.bad_masks(teacher[None].cpu(), labels, limit)[0]
-    outputs = (tokens.cpu(), teacher.cpu(), student.cpu())
-    return _Bag(names, label, image, found.points, found, features, prompts, heads, *outputs, labels, bad)
+    inputs: dict[str, torch.Tensor] = {}
+    extract.sam.image_encoder.register_forward_hook(lambda _m, _i, out: inputs.update(features=out[0].float().cpu()))
+    extract.sam.prompt_encoder.register_forward_hook(lambda _m, _i, out: inputs.update(prompts=out[0].float().cpu()))
+    found, used = extract(image), coarser(profile.sam.points_per_side, profile.grid or profile.sam.points_per_side)
+    found, inputs["prompts"] = found.at(used), inputs["prompts"][used]
+    tokens, target = torch.tensor(found.tokens).flatten(1), torch.tensor([[float(name == label) for name in names]])
+    teacher, student = (model(tokens.to(machine.device())).cpu() for model in (heads.teacher, heads.student))
+    bad = head.bad_masks(teacher[None], target, profile.distillation.entropy_threshold * math.log(len(names)))[0]
+    return SimpleNamespace(names=names, label=label, image=image, found=found, tokens=tokens, heads=heads, bad=bad,
+                           teacher=teacher, student=student, target=target, **inputs)  # fmt: skip
 
 
-def _decoded(profile: Profile, image: np.ndarray) -> tuple[MaskEmbeddings, Tensor, Tensor]:
-    """SAM's answer, image features (256, h, w) and prompts (points, n, 256): hooks on a SAM of our own."""
-    kept: dict[str, Tensor] = {}
-    extract = stages.extractor(profile)
-    extract.sam.image_encoder.register_forward_hook(lambda _m, _i, out: kept.update(features=out[0]))
-    extract.sam.prompt_encoder.register_forward_hook(lambda _m, _i, out: kept.update(prompts=out[0]))  # not the dense
-    found, side = extract(image), profile.sam.points_per_side
-    used = np.arange(side**2) if profile.grid is None else coarser(side, profile.grid)
-    return found.at(used), kept["features"].float().cpu(), kept["prompts"][used].float().cpu()
-
-
-LANE, BETWEEN = 1.25, 0.35  # inches: row 1 has two lanes, their titles on the outside, so that arrows can pass
-
-
-def _row_1(bag: _Bag) -> list[tuple[float, float]]:
-    side = wide(bag.image, LANE, 1.5)
-    return columns(1.5, side, 0.9, LANE, 0.8, max(side, 1.1), 1.25, 1.0, 1.15)
-
-
-def _sam_part(figure: Figure, low: float, profile: Profile, source: str, bag: _Bag) -> Axes:
-    """Row 1 up to SAM's masks and the axes of its tokens, which are returned."""
-    top, (a, b, c, d, e, f, *_) = low + LANE + BETWEEN, _row_1(bag)
-    boxes.header(figure, top + LANE + 0.42, "1  Training: the image's label alone teaches the head")
-    text = boxes.listed(bag.names, 25, 7)
-    users = boxes.box(figure, (a[0], top, a[1], LANE), text, PLAIN, f"class names\n$C$ = {len(bag.names)}")
-    config = profile.sources[source]
-    source_kind = IMAGE_SOURCES.find(config.kind)
-    text, edge = source_kind.words.replace(" ", "\n"), PLAIN
-    if source_kind.model(config.settings):
-        text, edge = f"{text}\n(frozen)", FROZEN
-    maker = boxes.box(figure, (a[0], low, a[1], LANE), f"{text}\n\n{config.per_class} images a class", edge)
-    text = f"training image $x_i$\n“{boxes.cut(bag.label, 16)}”"
-    image = boxes.picture(figure, (b[0], low, b[1], LANE), text, bag.image, True)
-    grid = boxes.picture(figure, (b[0], top, b[1], LANE), f"grid of points\n$d$ = {len(bag.points)}", bag.image)
-    _points(grid, bag.points, bag, color="white", edgecolor="black", linewidth=0.4)
-    prompt = boxes.box(figure, (c[0], top, c[1], LANE), "SAM's\nprompt\nencoder\n\n(frozen)", FROZEN)
-    encoder = boxes.box(figure, (c[0], low, c[1], LANE), "SAM's\nimage\nencoder\n\n(frozen)", FROZEN)
-    prompts = boxes.heat(figure, (d[0], top, d[1], LANE), f"prompts\n{shape(bag.prompts)}", bag.prompts)
-    text = f"image features\n{shape(bag.features)}"
-    features = boxes.picture(figure, (d[0], low, d[1], LANE), text, boxes.principal(bag.features), True)
-    decoder = boxes.box(figure, (e[0], low, e[1], 2 * LANE + BETWEEN), "SAM's\nmask\ndecoder\n\n(frozen)", FROZEN)
-    tokens = boxes.heat(figure, (f[0], top, f[1], LANE), f"mask tokens $m_i$\n{shape(bag.tokens)}", bag.tokens)
-    masks = boxes.picture(figure, (f[0], low, f[1], LANE), *_nameless(bag.image, bag.found), True)
-    boxes.chain(figure, users, maker, image, encoder, features, decoder, tokens)
-    boxes.chain(figure, image, grid, prompt, prompts, decoder, masks)
-    return tokens
-
-
-def _head_part(figure: Figure, low: float, profile: Profile, bag: _Bag, tokens: Axes) -> None:
-    """Row 1 from the tokens on, and back: θ, Eq. (1), Eq. (2), which trains θ."""
-    top, (g, h, i) = low + LANE + BETWEEN, _row_1(bag)[-3:]
-    theta = boxes.network(figure, (g[0], top, g[1], LANE), "head $θ$\n(trained)", bag.heads.teacher, TRAINED)
-    logits = boxes.heat(figure, (h[0], top, h[1], LANE), f"logits $o_i$\n{shape(bag.teacher)}", bag.teacher)
-    k = max(1, math.ceil(len(bag.teacher) / profile.head.a))
-    largest = torch.zeros_like(bag.teacher, dtype=torch.bool).scatter(0, bag.teacher.topk(k, dim=0).indices, True)
-    text = f"Eq. (1): $k$ = {k}\nlargest of a class"
-    top_k = boxes.heat(figure, (i[0], top, i[1], LANE), text, bag.teacher, largest)
-    boxes.frame(top_k, RULE)
-    text = f"their means: bag scores $s_i$ ({len(bag.names)})\nblack: “{boxes.cut(bag.label, 30)}”"
-    scores = boxes.axes(figure, (h[0], low, sum(i) - h[0], LANE), text, True)
-    colors = ["black" if name == bag.label else "0.7" for name in bag.names]
-    scores.bar(range(len(colors)), head.bag_scores(bag.teacher[None], profile.head.a)[0], color=colors)
-    scores.margins(y=0.08)
-    scores.axhline(0, color="black", linewidth=0.6)
-    value = float(head.mil_loss(bag.teacher[None], bag.labels, profile.head.a)) + 0.0  # no "-0.00"
+def _training(row: SubFigure, profile: Profile, source: str, x: SimpleNamespace) -> None:
+    """Draw row 1: an image through SAM, θ, Eq. (1) and Eq. (2), which trains θ."""
+    row.suptitle("1  Training: only the image's label teaches the head", **HEADING)
+    above = ["names", "grid", "prompt encoder", "prompts", "mask decoder", "tokens", "head", "logits"]
+    below = ["source", "image", "image encoder", "features", "mask decoder", "masks", "loss", "scores"]
+    part = row.subplot_mosaic([above, below], width_ratios=(1.5, 1.2, 0.8, 1.1, 0.8, 1.2, 1.5, 1.8))
+    config, kind = profile.sources[source], IMAGE_SOURCES.find(profile.sources[source].kind)
+    model = kind.model(config.settings)
+    text = textwrap.fill(kind.words, 16) + ("\n(frozen)" if model else "") + f"\n\n{config.per_class} images per class"
+    _box(part["source"], text, FROZEN if model else PLAIN)
+    _box(part["names"], _listed(x.names, 20, 7), PLAIN, f"$C$ = {len(x.names)} class names")
+    _image(part["image"], x.image, f"training image $x_i$\n“{_cut(x.label, 14)}”", below=True)
+    _image(part["grid"], x.image, f"$d$ = {len(x.found.points)} points")
+    part["grid"].scatter(*x.found.points.T, s=5, color="white", edgecolor="black", linewidth=0.4)
+    for name in ("prompt encoder", "image encoder", "mask decoder"):
+        _box(part[name], "SAM's\n" + name.replace(" ", "\n") + "\n\n(frozen)", FROZEN)
+    _heatmap(part["prompts"], x.prompts, "prompts")
+    text = "image features (norm)\n" + " × ".join(map(str, x.features.shape))
+    _image(part["features"], x.features.norm(dim=0), text, below=True)
+    _heatmap(part["tokens"], x.tokens, "mask tokens $m_i$")
+    _image(part["masks"], figures.sam_masks(x.image, x.found), f"{len(x.found.masks)} masks,\nno labels", below=True)
+    _head(part["head"], x.heads.teacher, TRAINED, "head $θ$\n(trained)")
+    _heatmap(part["logits"], x.teacher, "logits $o_i$")
+    scores = head.bag_scores(x.teacher[None], profile.head.a)[0]
+    part["scores"].bar(range(len(scores)), scores, color=["black" if name == x.label else "0.7" for name in x.names])
+    k = max(1, math.ceil(len(x.teacher) / profile.head.a))
+    text = f"Eq. (1): means of the $k$ = {k} largest\nper class; black: “{_cut(x.label, 14)}”"
+    _decorate(part["scores"], text, RULE, below=True)
+    value = abs(float(head.mil_loss(x.teacher[None], x.target, profile.head.a)))  # -0.0 is written as 0
     formula = "$\\mathcal{L}_{MIL} = -Σ_j\\ y_i^j\\ \\log\\ p_i^j$\n$p_i$ = softmax($s_i$)"
-    text = f"Eq. (2)\n\n{formula}\n\nhere {value:.2f}"
-    loss = boxes.box(figure, (g[0], low, g[1], LANE), text, RULE)
-    boxes.chain(figure, tokens, theta, logits, top_k, scores, loss)
-    boxes.arrow(figure, loss, theta, TRAINED)
+    _box(part["loss"], f"Eq. (2)\n\n{formula}\n\nhere {value:.2f}", RULE)
+    _arrows(part, "names", "source", "image", "image encoder", "features", "mask decoder", "tokens", "head", "logits")
+    _arrows(part, "image", "grid", "prompt encoder", "prompts", "mask decoder", "masks")
+    _arrows(part, "logits", "scores", "loss")
+    _arrows(part, "loss", "head", style=TRAINED)
 
 
-def _distillation(figure: Figure, low: float, profile: Profile, bag: _Bag) -> None:
-    high, u, count, side = 1.3, profile.distillation, len(bag.names), wide(bag.image, 1.3, 1.5)
-    text = "2  Distillation: the student learns to be unsure of the teacher's bad masks"
-    boxes.header(figure, low + high + 0.42, text)
-    a, b, c, d, e, f, g, h = ((x, low, w, high) for x, w in columns(1.1, 1.25, side, 1.4, side, 2.1, 1.0, 1.25))
-    tokens = boxes.heat(figure, a, f"mask tokens $m_i$\n{shape(bag.tokens)}", bag.tokens)
-    teacher = boxes.network(figure, b, "teacher $θ^t$\n(now frozen)", bag.heads.teacher, FROZEN)
-    colors = plt.get_cmap("viridis")(head.entropy(bag.teacher).numpy() / math.log(count))[:, :3]
-    text = f"its entropy $H$: dark 0,\nbright ln $C$ = {math.log(count):.2f}"
-    unsure = boxes.picture(figure, c, text, figures.sam_masks(bag.image, bag.found, colors, alpha=0.8))
-    limit = f"{u.entropy_threshold:g} ln $C$ = {u.entropy_threshold * math.log(count):.2f}"
-    text = f"bad is a mask with\n\n$H$ > {limit}\n\nor with a class that\nis not on the image"
-    rule = boxes.box(figure, d, text, RULE)
-    rows = bag.bad.nonzero()[:, 0].tolist()
-    drawn = figures.sam_masks(bag.image, bag.found, np.array([figures.PURPLE] * len(rows)), rows)
-    bad = boxes.picture(figure, e, f"bad masks $B_i$ (×)\n{len(rows)} of {len(bag.bad)}", drawn)
-    _points(bad, bag.points[bag.bad.numpy()], bag, color="black", marker="x", linewidth=0.9)
-    _points(bad, bag.points[~bag.bad.numpy()], bag, color="white", edgecolor="black", linewidth=0.4)
+def _distillation(row: SubFigure, profile: Profile, x: SimpleNamespace) -> None:
+    """Draw row 2: the teacher's bad masks, and the student's loss, Eq. (3)."""
+    row.suptitle("2  Distillation: the student learns to be uncertain about the teacher's bad masks", **HEADING)
+    above = ["tokens", "teacher", "entropy", "rule", "bad", "loss"]
+    below = ["tokens", "student", "logits", "logits", "logits", "loss"]
+    part = row.subplot_mosaic([above, below], width_ratios=(1.5, 1.7, 1.6, 1.7, 1.6, 2.6))
+    config, highest = profile.distillation, math.log(len(x.names))
+    _heatmap(part["tokens"], x.tokens, "mask tokens $m_i$")
+    _head(part["teacher"], x.heads.teacher, FROZEN, "teacher $θ^t$ (now frozen)")
+    _head(part["student"], x.heads.student, TRAINED, "student $θ^s$ (trained)")
+    colors = plt.get_cmap("viridis")(head.entropy(x.teacher).numpy() / highest)[:, :3]
+    text = f"its entropy $H$: dark 0,\nbright ln $C$ = {highest:.2f}"
+    _image(part["entropy"], figures.sam_masks(x.image, x.found, colors, alpha=0.8), text)
+    limit = f"{config.entropy_threshold:g} ln $C$ = {config.entropy_threshold * highest:.2f}"
+    _box(part["rule"], f"a mask is bad if\n$H$ > {limit}\nor if its class is not\nin the image", RULE)
+    rows = x.bad.nonzero()[:, 0].tolist()
+    drawn = figures.sam_masks(x.image, x.found, np.array([figures.PURPLE] * len(rows)), rows)
+    _image(part["bad"], drawn, f"bad masks $B_i$ (×)\n{len(rows)} of {len(x.bad)}")
+    part["bad"].scatter(*x.found.points[rows].T, s=5, color="black", marker="x", linewidth=0.9)
+    _heatmap(part["logits"], x.student, "logits $o_i^s$", ": ")
     uncertain, mil = "\\mathcal{L}_{uncertainty}", "\\mathcal{L}_{MIL}"
-    value, over = float(head.uncertainty_loss(bag.student[None], bag.bad[None], u.reduction)), "Σ_j"
-    over = over if u.reduction == "sum" else f"(1/C)\\ {over}"
-    text = f"${uncertain} = -{over}\\ \\log\\ p^{{s,j}}$   Eq. (3)\nmean over $B_i$, here {value:.2f}\n\n"
+    value = float(head.uncertainty_loss(x.student[None], x.bad[None], config.reduction))
+    total = "Σ_j" if config.reduction == "sum" else "(1/C)\\ Σ_j"
+    text = f"Eq. (3)\n\n${uncertain} = -{total}\\ \\log\\ p^{{s,j}}$\nmean over $B_i$, here {value:.2f}\n\n"
     text += f"${mil}$ of $o_i^s$ as in row 1\n\n$\\mathcal{{L}}_s$ = $λ_1$ ${mil}$ + $λ_2$ ${uncertain}$\n"
-    text += f"$λ_1$ = {u.lambda_mil:g}, $λ_2$ = {u.lambda_uncertainty:g}"
-    loss = boxes.box(figure, f, text, RULE)
-    logits = boxes.heat(figure, g, f"logits $o_i^s$\n{shape(bag.student)}", bag.student)
-    student = boxes.network(figure, h, "student $θ^s$\n(trained)", bag.heads.student, TRAINED)
-    boxes.chain(figure, tokens, teacher, unsure, rule, bad, loss)
-    boxes.chain(figure, student, logits, loss)
-    boxes.below(figure, loss, student, 0.13, 0.3, TRAINED)
-    boxes.below(figure, tokens, student, 0.27, 0.7)
+    _box(part["loss"], f"{text}$λ_1$ = {config.lambda_mil:g}, $λ_2$ = {config.lambda_uncertainty:g}", RULE)
+    _arrows(part, "tokens", "teacher", "entropy", "rule", "bad", "loss")
+    _arrows(part, "tokens", "student", "logits", "loss")
+    _training_arrow(part["loss"], part["student"], -0.015)
 
 
-def _inference(figure: Figure, low: float, profile: Profile, dataset_name: str, bag: _Bag) -> None:
-    data, config, high = stages.dataset(profile, dataset_name), profile.inference, 1.3
-    at = _test_images(data, 1)[0]
-    image, found = data.image(at), stages.embeddings(profile, dataset_name)[at]
-    boxes.header(figure, low + high + 0.42, "3  Inference: any image, and no label")
-    side = wide(image, high, 1.9)
-    a, b, c, d, e, f, g, h = ((x, low, w, high) for x, w in columns(side, 1.1, side, 1.1, 1.25, 1.1, 1.4, side))
-    users = boxes.picture(figure, a, "the user's image", image)
-    same = boxes.box(figure, b, "the same SAM,\nthe same grid\n\n(frozen)", FROZEN)
-    masks = boxes.picture(figure, c, *_nameless(image, found))
-    flat = bag.heads.student.standardised(torch.tensor(found.tokens).flatten(1).to(machine.device())).cpu()
-    tokens = boxes.heat(figure, d, f"their tokens $m$\n{shape(flat)}", flat)
-    student = boxes.network(figure, e, "student $θ^s$\n(trained)", bag.heads.student, TRAINED)
-    p = inference.probabilities(bag.heads.student, found.tokens)
-    scores = boxes.heat(figure, f, f"scores softmax($o^s$)\n{shape(p)}", p)
-    kept, sure = inference.label_masks(p, found, config), int((p.max(1) >= config.score_threshold).sum())
+def _inference(row: SubFigure, profile: Profile, dataset_name: str, x: SimpleNamespace) -> None:
+    """Draw row 3: a test image, SAM's masks, the student's scores, and the labelled masks that remain."""
+    row.suptitle("3  Inference: any image, no label", **HEADING)
+    names = ["image", "SAM", "masks", "tokens", "student", "scores", "rule", "labelled"]
+    part = row.subplot_mosaic([names], width_ratios=(1.5, 1.1, 1.5, 1.1, 1.3, 1.1, 1.4, 1.5))
+    data, config = stages.dataset(profile, dataset_name), profile.inference
+    chosen = _test_images(data, 1)[0]
+    image, found = data.image(chosen), stages.embeddings(profile, dataset_name)[chosen]
+    p = inference.probabilities(x.heads.student, found.tokens)
+    labelled, above = inference.label_masks(p, found, config), int((p.max(1) >= config.score_threshold).sum())
+    _image(part["image"], image, "the user's image")
+    _box(part["SAM"], "the same SAM,\nthe same grid\n\n(frozen)", FROZEN)
+    _image(part["masks"], figures.sam_masks(image, found), f"{len(found.masks)} masks,\nno labels")
+    _heatmap(part["tokens"], found.tokens.reshape(len(found.masks), -1), "their tokens $m$")
+    _head(part["student"], x.heads.student, TRAINED, "student $θ^s$\n(trained)")
+    _heatmap(part["scores"], p, "scores softmax($o^s$)")
     among = "masks of a class" if config.nms_per_class else "all masks"
-    text = f"score ≥ {config.score_threshold:g}\n{sure} of {len(p)} stay\n\nNMS at IoU {config.nms_iou:g}\n"
-    rule = boxes.box(figure, g, f"{text}among {among}\n{len(kept.index)} of {sure} stay", RULE)
-    named = boxes.labelled(figure, h, "masks with names", image, kept.semantic_map(), bag.names)
-    boxes.chain(figure, users, same, masks, tokens, student, scores, rule, named)
+    text = f"score ≥ {config.score_threshold:g}\n{above} of {len(p)} remain\n\nNMS at IoU {config.nms_iou:g}\n"
+    _box(part["rule"], f"{text}among {among}\n{len(labelled.index)} of {above} remain", RULE)
+    figures.annotate(part["labelled"], image, labelled.semantic_map(), x.names)
+    _decorate(part["labelled"], "masks with class names")
+    _arrows(part, *names)
 
 
-def _nameless(image: np.ndarray, found: MaskEmbeddings) -> tuple[str, np.ndarray]:
-    """A title, and the picture of all masks in random colours."""
-    count = len(found.masks)
-    return f"{count} masks\nwithout names", figures.sam_masks(image, found, np.random.default_rng(0).random((count, 3)))
-
-
-def _points(part: Axes, points: np.ndarray, bag: _Bag, **look: str | float) -> None:
-    """Some of the bag's points on its picture, so small that all d have room there."""
-    part.apply_aspect()  # a strip is narrower than its place
-    pitch = min(part.bbox.size) * 72 / part.figure.dpi / math.sqrt(len(bag.points))  # typographic points
-    part.scatter(*points.T, s=min(0.4 * pitch, 5) ** 2, **look)
-
-
-def _training_sheet(figure: Figure, area: boxes.Area, profile: Profile, names: list[str], source: str) -> Axes:
-    """The first image of each class, of up to 12 evenly spaced in the list; the axes are around all of them."""
-    made, (left, bottom, width, height) = stages.training_images(profile, source), area
+def _training_sheet(part: Axes, profile: Profile, names: list[str], source: str) -> None:
+    """Draw the first training image of each class, for up to 12 classes, evenly spaced in the list."""
+    made = stages.training_images(profile, source)
     table = made.table[made.table["class"].isin(names)].groupby("class")["file"].agg(["size", "first"])
-    there = [name for name in names if name in table.index]  # a crawl can come back with nothing for a class
-    shown = [there[j] for j in np.linspace(0, len(there) - 1, min(12, len(there))).round().astype(int)]
-    how = f"from a {IMAGE_SOURCES.find(profile.sources[source].kind).words}"
-    text = f"{table['size'].sum()} training images {how}, one each of {len(shown)} classes:"
-    around = boxes.axes(figure, area, f"{text}\nno image is labelled by hand, no test image is used")
-    around.axis("off")
+    found = [name for name in names if name in table.index]  # a crawl may find nothing for a class
+    shown = [found[j] for j in np.linspace(0, len(found) - 1, min(12, len(found))).round().astype(int)]
+    title = f"{table['size'].sum()} training images from a {IMAGE_SOURCES.find(profile.sources[source].kind).words}"
+    part.set_title(f"{title},\none each of {len(shown)} classes", pad=16)
+    part.axis("off")
     across = math.ceil(math.sqrt(len(shown)))
-    wide, high = width / across, height / -(-len(shown) // across)
+    width, height = 1 / across, 1 / math.ceil(len(shown) / across)
     for n, name in enumerate(shown):
-        place = (left + n % across * wide + 0.03, bottom + height - (n // across + 1) * high, wide - 0.06, high - 0.2)
+        place = (n % across * width, 1 - (n // across + 1) * height, 0.95 * width, height - 0.07)
         image = image_files.read(made.folder / table.loc[name, "first"])
-        boxes.picture(figure, place, boxes.cut(name, 16), image).set_anchor("N")  # close to its name
-    return around
+        _image(part.inset_axes(place, anchor="N"), image, _cut(name, 14))
 
 
 def _test_images(data: Dataset, count: int) -> list[int]:
-    """Places of `count` images: from evenly spaced places on, the next one with two classes or more, if there is one.
-
-    (To look at every image first would be to read all of COCO.)
-    """
+    """Choose `count` images: from evenly spaced positions on, the next one with two classes, if there is one."""
     chosen: list[int] = []
     for start in np.arange(count) * len(data) // count:
         free = [i for i in np.roll(np.arange(len(data)), -start).tolist() if i not in chosen]
         chosen.append(next((i for i in free if len(set(np.unique(data[i].semantic)) - {0, VOID}) > 1), free[0]))
     return chosen
+
+
+def _decorate(part: Axes, title: str, style: dict[str, Any] = PLAIN, below: bool = False) -> None:
+    part.set(xticks=[], yticks=[], xlabel=title if below else "", title="" if below else title)
+    part.spines[:].set(visible=True, **style)
+
+
+def _box(part: Axes, text: str, style: dict[str, Any], title: str = "") -> None:
+    _decorate(part, title, style)
+    part.set_facecolor("white" if style is PLAIN else (*style["color"], 0.12))
+    part.text(0.5, 0.5, text, ha="center", va="center", transform=part.transAxes, linespacing=1.3)
+
+
+def _image(part: Axes, image: np.ndarray, title: str, style: dict[str, Any] = PLAIN, below: bool = False) -> None:
+    figures.show(part, image)
+    _decorate(part, title, style, below)
+
+
+def _heatmap(part: Axes, values: Any, title: str, separator: str = "\n") -> None:
+    """Draw (m, ...) numbers as m rows; the colours span 98% of them, so that outliers hide nothing."""
+    rows = np.asarray(values).reshape(len(values), -1)
+    low, high = np.quantile(rows, (0.01, 0.99))
+    part.imshow(rows, aspect="auto", interpolation="nearest", vmin=low, vmax=high)
+    _decorate(part, title + separator + " × ".join(map(str, values.shape)))
+
+
+def _head(part: Axes, model: nn.Module, style: dict[str, Any], title: str) -> None:
+    """Draw the widths of a head's layers as numbers and as the logarithmic heights of bars."""
+    _box(part, "", style, title)
+    weights = [layer.weight for layer in model.layers if isinstance(layer, nn.Linear)]  # (outputs, inputs) each
+    sizes = np.array([weights[0].shape[1], *(weight.shape[0] for weight in weights)])
+    heights = np.log2(sizes) + 3
+    bars = part.bar(range(len(sizes)), heights, 0.7, -heights / 2, facecolor="white", edgecolor=style["color"])
+    part.bar_label(bars, sizes, label_type="center", rotation=90)
+    part.set(ylim=(-0.55 * heights.max(), 0.55 * heights.max()))
+
+
+def _arrows(part: dict[str, Axes], *names: str, style: dict[str, Any] = PLAIN) -> None:
+    """Draw an arrow from each part to the next, level or upright, through the centre of the smaller of the two."""
+    for a, b in itertools.pairwise(part[name] for name in names):
+        one, other = a.get_subplotspec(), b.get_subplotspec()
+        level = set(one.colspan).isdisjoint(other.colspan)
+        smaller = len(one.rowspan) <= len(other.rowspan) if level else len(one.colspan) <= len(other.colspan)
+        middle = (a if smaller else b).transAxes
+        start, end = ((axes.transAxes, middle) if level else (middle, axes.transAxes) for axes in (a, b))
+        look = ARROW | style | {"patchA": a.patch, "patchB": b.patch}
+        a.annotate("", (0.5, 0.5), (0.5, 0.5), end, start, look, annotation_clip=False).set_in_layout(False)
+
+
+def _training_arrow(a: Axes, b: Axes, fraction: float) -> None:
+    """Draw the arrow from a loss, or from images, to the head that they train, below both."""
+    b.set_xlabel("\n")  # leaves space
+    look = ARROW | TRAINED | {"connectionstyle": f"bar,fraction={fraction}"}
+    a.annotate("", (0.5, 0), (0.5, 0), b.transAxes, a.transAxes, look, annotation_clip=False).set_in_layout(False)
+
+
+def _listed(names: list[str], width: int, lines: int) -> str:
+    whole = (name.replace(" ", "\N{NO-BREAK SPACE}") if len(name) < width else name for name in names)
+    return textwrap.fill(", ".join(whole), width, max_lines=lines, placeholder=" …")
+
+
+def _cut(name: str, width: int) -> str:
+    return name if len(name) <= width else f"{name[: width - 1]}…"

@@ -63,7 +63,7 @@ def overlay(image: np.ndarray, masks: Sequence[np.ndarray], colors: np.ndarray, 
 def sam_masks(
     image: np.ndarray,
     embeddings: MaskEmbeddings,
-    colors: np.ndarray,
+    colors: np.ndarray | None = None,
     rows: Sequence[int] | None = None,
     alpha: float = 0.55,
 ) -> np.ndarray:
@@ -72,7 +72,7 @@ def sam_masks(
     Args:
         image: (H, W, 3) uint8 RGB.
         embeddings: the image's d masks.
-        colors: (n, 3) float RGB in [0, 1], one per mask drawn.
+        colors: (n, 3) float RGB in [0, 1], one per mask drawn; random by default, always the same.
         rows: indices of the n masks to draw; all d by default.
         alpha: opacity, in [0, 1].
 
@@ -81,6 +81,7 @@ def sam_masks(
     """
     chosen = embeddings.masks if rows is None else [embeddings.masks[j] for j in rows]
     masks = to_image_size(rle_to_masks(chosen), embeddings.extent, embeddings.image_size)
+    colors = np.random.default_rng(0).random((len(masks), 3)) if colors is None else colors
     order = np.argsort(-masks.sum((1, 2)), kind="stable")
     return overlay(image, masks[order], colors[order], alpha)
 

@@ -1,0 +1,50 @@
+"""The paper's claims (section 4) as differences between two methods, in the paper and in a run."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from usam.evaluation import intervals
+from usam.evaluation.intervals import Interval
+from usam.evaluation.scores import Scores
+from usam.report import tables
+
+SCORES = {"miou": "mIoU", "map50": "mAP50"}
+
+
+class Run(NamedTuple):
+    """A method on a data set, with a source of training images ("none" if it has none)."""
+
+    dataset: str
+    method: str
+    source: str
+
+
+PaperScores = Mapping[Run, Sequence[float | None]]  # mIoU and mAP50 in percent; None where the paper has no number
+ImageScores = Mapping[Run, Sequence[Scores]]  # one per seed
+
+
+def effect(score: str, paper: float | None, here: Interval | None) -> dict[str, str]:
+    """Return the cells of a difference, in percentage points: score, paper, here, 95% and reading.
+
+    `paper` is None if the paper gives no number, `here` (shares in [0, 1]) if it was not run.
+    """
+    cells = "–" if paper is None else f"{paper:+.2f}", *tables.effect_cells(here)
+    return {"score": score} | dict(zip(("paper", "here", "95%", "reading"), cells, strict=True))
+
+
+def compare(claim: str, where: str, first: Run, second: Run, paper: PaperScores, here: ImageScores) -> list[dict]:
+    """Return a row per score of the claim that `first` scores higher than `second`, with their differences.
+
+    A run that `here` lacks makes the difference "not run"; a score that neither the paper nor `here` has is left out.
+    """
+    same_data = first.dataset == second.dataset
+    label = {"claim": claim, "where": where, "on": f"{first.dataset}, {first.source}" if same_data else first.source}
+    rows = []
+    for place, (score, name) in enumerate(SCORES.items()):
+        values = [paper[run][place] if run in paper else None for run in (first, second)]
+        printed = None if None in values else values[0] - values[1]
+        known = here.get(first) and here.get(second)
+        found = intervals.difference(here[first], here[second], score, same_data) if known else None
+        if printed is not None or found is not None:
+            rows.append(label | effect(name, printed, found))
+    return rows
