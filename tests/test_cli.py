@@ -11,7 +11,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from usam import cli, paths
+from usam import cli, notebooks, paths
 from usam.errors import UserError
 
 SCRIPT = paths.ROOT / "run_all.sh"
@@ -32,11 +32,11 @@ def write(house: Path, name: str, *cells: str, tags: tuple[str, ...] = ("paramet
     nbformat.write(content, house / "notebooks" / f"{name}.ipynb")
 
 
-def plan(house: Path, inputs: tuple[Path, ...] = (), **parameters: object) -> list[cli.Job]:
-    return cli.plan(house / "notebooks", house / "results", {"profile": "tiny"} | parameters, inputs)
+def plan(house: Path, inputs: tuple[Path, ...] = (), **parameters: object) -> list[notebooks.Job]:
+    return notebooks.plan(house / "notebooks", house / "results", {"profile": "tiny"} | parameters, inputs)
 
 
-def names(jobs: list[cli.Job]) -> list[str]:
+def names(jobs: list[notebooks.Job]) -> list[str]:
     return [job.notebook.stem for job in jobs]
 
 
@@ -46,10 +46,10 @@ def test_order_and_choice(house):
     write(house, "05_by_hand", usam={"interactive": True})
     jobs = plan(house)
     assert names(jobs) == ["00_a", "02_b", "10_last"]
-    assert names(cli.choose(jobs, only="02")) == ["02_b"]
-    assert names(cli.choose(jobs, start="02")) == ["02_b", "10_last"]
+    assert names(notebooks.choose(jobs, only="02")) == ["02_b"]
+    assert names(notebooks.choose(jobs, start="02")) == ["02_b", "10_last"]
     with pytest.raises(UserError, match="no notebook 05: there are 00, 02, 10"):
-        cli.choose(jobs, only="05")
+        notebooks.choose(jobs, only="05")
 
 
 def test_unknown_parameter_or_no_parameters_cell_stops_before_execution(house):
@@ -86,7 +86,7 @@ def test_executes_then_reuses_then_executes_what_changed(house, capsys):
     write(house, "01_b", "import os, sys\nprint(os.getcwd(), sys.executable)")
 
     def go(**options: bool) -> list[bool]:
-        cli.run(plan(house, seed=3), house, data, **options)
+        notebooks.run(plan(house, seed=3), house, data, **options)
         return ["reused" in line for line in capsys.readouterr().out.splitlines()]
 
     assert go() == [False, False]
@@ -98,7 +98,7 @@ def test_executes_then_reuses_then_executes_what_changed(house, capsys):
     write(house, "01_b", "changed = True")
     assert go() == [True, False]
     data.rmdir()  # the notebooks look finished, but what they made is gone
-    assert not any(cli.is_valid(job, data) for job in plan(house, seed=3))
+    assert not any(notebooks.is_valid(job, data) for job in plan(house, seed=3))
 
 
 def test_deleted_results_are_made_again(house):
@@ -106,18 +106,20 @@ def test_deleted_results_are_made_again(house):
     write(house, "00_a", f"from pathlib import Path\nPath({str(out.parent)!r}).mkdir(exist_ok=True)")
     write(house, "01_b", f"open({str(out)!r}, 'w').write('1')")
     for _ in range(2):
-        cli.run(plan(house), house, house / "data")
-        assert [cli.is_valid(job, house / "data") for job in plan(house)] == [True, True]
+        notebooks.run(plan(house), house, house / "data")
+        assert [notebooks.is_valid(job, house / "data") for job in plan(house)] == [True, True]
         out.unlink()
-        assert [cli.is_valid(job, house / "data") for job in plan(house)] == [True, False]
+        assert [notebooks.is_valid(job, house / "data") for job in plan(house)] == [True, False]
 
 
 def test_progress_bars_leave_their_last_state_only(house):
     bar = "import sys\nfor k in range(30):\n    print(f'\\r{k} of 29', end='', file=sys.stderr, flush=True)\n"
     write(house, "00_a", bar + "    if k % 10 == 0: print('line', k, flush=True)")
     job = plan(house)[0]
-    cli.execute(job, house, house / "data")
-    outputs = sorted((o.name, o.text.strip()) for cell in cli.read(job.output).cells for o in cell.get("outputs", []))
+    notebooks.execute(job, house, house / "data")
+    outputs = sorted(
+        (o.name, o.text.strip()) for cell in notebooks.read(job.output).cells for o in cell.get("outputs", [])
+    )
     assert outputs == [("stderr", "29 of 29"), ("stdout", "line 0\nline 10\nline 20")]
 
 

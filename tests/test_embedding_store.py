@@ -140,7 +140,8 @@ def test_goes_on_after_a_crash(tmp_path):
 def test_goes_on_after_kill_9(tmp_path):
     folder = tmp_path / "a store"
     script = (
-        "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import test_embedding_store as t\n"
+        "import sys, time; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+        "import test_embedding_store as t\n"
         "def slow(image):\n"
         "    time.sleep(3600 if image[0, 0, 0] == 70 else 0)\n"
         "    return t.embedding(int(image[0, 0, 0]))\n"

@@ -1,0 +1,42 @@
+"""The committed results: do they belong together, and to the code as it is now?"""
+
+import json
+
+import pandas as pd
+import pytest
+
+from usam import paths, profiles
+from usam.config import Profile
+from usam.pipeline import cache, scoring
+
+RESULTS = paths.ROOT / "results" / "mini"
+STATE = json.loads((RESULTS / "state.json").read_text())
+
+
+@pytest.fixture
+def mini() -> Profile:
+    """The default profile with the arithmetic of the machine on which the results were made."""
+    profile = profiles.load("mini")
+    for key in ("sam.precision", "clip.precision", "head.precision", "sources.synthetic.generate.precision"):
+        profile = profile.changed(key, STATE["precision"])
+    return profile
+
+
+def test_all_committed_tables_are_of_one_state(mini):
+    mark = f"<!-- {cache.key([STATE['state'], mini.seeds])} -->"
+    tables = sorted(RESULTS.glob("tables/*.md"))
+    assert tables and [file.name for file in tables if mark not in file.read_text(encoding="utf-8")] == []
+    assert STATE["state"] in set(pd.read_csv(RESULTS / "runs.csv", dtype=str)["state"])
+
+
+def test_committed_results_belong_to_the_code(mini):
+    if (now := scoring.code_state(mini)) != STATE["code"]:
+        pytest.skip(
+            f"results/mini is of other code, settings or weights ({STATE['code']}, now {now}): "
+            "run ./run_all.sh and commit what it writes"
+        )
+
+
+def test_results_of_other_code_are_found_out(mini, monkeypatch):
+    other = mini.changed("head.a", mini.head.a + 1)
+    assert scoring.code_state(other) != scoring.code_state(mini)
