@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from usam.method.head import MaskClassifier, bad_masks, bag_scores, entropy, mil_loss, uncertainty_loss
+from usam.method.head import MaskClassifier
+from usam.method.losses import bad_masks, bag_scores, entropy, mil_loss, uncertainty_loss
 
 # One image, four masks, two classes. With a = 2, k = ceil(4 / 2) = 2:
 # class 0: the two largest of 1 5 3 2 are 5 and 3, mean 4; class 1: of 0 0 8 4 they are 8 and 4, mean 6.

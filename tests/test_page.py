@@ -123,11 +123,11 @@ def test_page_needs_nothing_and_all_its_links_work(folder, smoke):
     assert str(folder.parent) not in (folder / "index.html").read_text(encoding="utf-8")
 
 
-def test_notebooks_lose_progress_and_scripts_and_keep_the_rest(folder, smoke):
+def test_notebooks_are_shown_without_progress_bars_and_scripts(folder, smoke):
     html = read(smoke)
     assert "seven <images>" in html.text and "00 A & B" in html.text and "half a notebook" not in html.text
     assert "7/7" not in html.text and "alert" not in html.text
-    assert "data, next, other, code, out" in html.text  # what has no place to lead to is text
+    assert "data, next, other, code, out" in html.text  # links to files outside of the results are text
     alts = [element["alt"] for element in html.all("img")]
     assert alts == ['Four "scenes". A dog on grass.', "Figure", "seven bars"]
 
@@ -157,7 +157,7 @@ def test_tables_have_headers_captions_and_a_total(folder, smoke):
     assert "1234567e8901" in html.text and "2026-01-02 03:04:05" in html.text
 
 
-def test_same_results_same_bytes_also_where_less_is_there(folder, smoke):
+def test_same_results_give_the_same_bytes_even_if_some_are_missing(folder, smoke):
     first = html_report.build(smoke).read_bytes()
     assert html_report.build(smoke).read_bytes() == first
     (folder / "notebooks.csv").unlink()
@@ -168,14 +168,14 @@ def test_same_results_same_bytes_also_where_less_is_there(folder, smoke):
     assert {"tables", "figures", "cost-of-the-run"}.isdisjoint(element.get("id") for _, element in html.elements)
 
 
-def test_pictures_keep_their_size_and_their_pixels_where_that_is_cheap():
+def test_images_have_their_size_and_exact_pixels_where_that_is_small():
     (element,) = Page(html_report.picture(png(noise=False), 'a "b"')).all("img")
     image = Image.open(io.BytesIO(base64.b64decode(element["src"].partition(",")[2])))
     assert (element["alt"], element["width"], element["height"]) == ('a "b"', "60", "40")
     assert image.format == "WEBP" and image.size == (60, 40) and image.getpixel((30, 20)) == (200, 200, 200)
 
 
-def test_missing_results_say_what_to_run(folder, smoke):
+def test_missing_results_name_the_command_to_run(folder, smoke):
     (folder / "runs.csv").unlink()
     with pytest.raises(UserError, match=r"smoke has no rows in runs\.csv: run \./run_all\.sh --profile smoke first"):
         html_report.build(smoke)
@@ -184,7 +184,7 @@ def test_missing_results_say_what_to_run(folder, smoke):
         html_report.build(smoke)
 
 
-def test_damaged_files_are_one_line(folder, smoke):
+def test_damaged_files_are_errors_of_one_line(folder, smoke):
     (folder / "notebooks.csv").write_text("notebook,seconds\n")
     with pytest.raises(UserError, match=r"notebooks\.csv cannot be read"):
         html_report.build(smoke)

@@ -9,7 +9,8 @@ import torch
 from usam import machine
 from usam.config import DistillationConfig, HeadConfig
 from usam.errors import UserError
-from usam.method.head import MaskClassifier, bad_masks, entropy
+from usam.method.head import MaskClassifier
+from usam.method.losses import bad_masks, entropy
 from usam.method.training import Bags, statistics, train
 
 CLASSES, MASKS, DIM = 3, 8, 24

@@ -14,7 +14,8 @@ from tqdm import tqdm
 from usam import machine
 from usam.config import DistillationConfig, HeadConfig
 from usam.errors import UserError
-from usam.method.head import MaskClassifier, bad_masks, bag_scores, mil_loss, uncertainty_loss
+from usam.method.head import MaskClassifier
+from usam.method.losses import bad_masks, bag_scores, mil_loss, uncertainty_loss
 
 AT_ONCE, SHARE = 64, 0.7  # images read at once; of the free memory that tokens may take
 

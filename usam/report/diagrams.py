@@ -19,7 +19,7 @@ from usam.config import Profile
 from usam.data import image_files
 from usam.data.datasets import VOID, Dataset
 from usam.evaluation.scores import by_head
-from usam.method import head, inference
+from usam.method import inference, losses
 from usam.method.masks import coarser
 from usam.pipeline import stages
 from usam.registry import IMAGE_SOURCES
@@ -103,7 +103,7 @@ def _example(profile: Profile, dataset_name: str, source: str, seed: int) -> Sim
     found, inputs["prompts"] = found.at(used), inputs["prompts"][used]
     tokens, target = torch.tensor(found.tokens).flatten(1), torch.tensor([[float(name == label) for name in names]])
     teacher, student = (model(tokens.to(machine.device())).cpu() for model in (heads.teacher, heads.student))
-    bad = head.bad_masks(teacher[None], target, profile.distillation.entropy_threshold * math.log(len(names)))[0]
+    bad = losses.bad_masks(teacher[None], target, profile.distillation.entropy_threshold * math.log(len(names)))[0]
     return SimpleNamespace(names=names, label=label, image=image, found=found, tokens=tokens, heads=heads, bad=bad,
                            teacher=teacher, student=student, target=target, **inputs)  # fmt: skip
 
@@ -131,12 +131,12 @@ def _training(row: SubFigure, profile: Profile, source: str, x: SimpleNamespace)
     _image(part["masks"], figures.sam_masks(x.image, x.found), f"{len(x.found.masks)} masks,\nno labels", below=True)
     _head(part["head"], x.heads.teacher, TRAINED, "head $θ$\n(trained)")
     _heatmap(part["logits"], x.teacher, "logits $o_i$")
-    scores = head.bag_scores(x.teacher[None], profile.head.a)[0]
+    scores = losses.bag_scores(x.teacher[None], profile.head.a)[0]
     part["scores"].bar(range(len(scores)), scores, color=["black" if name == x.label else "0.7" for name in x.names])
     k = max(1, math.ceil(len(x.teacher) / profile.head.a))
     text = f"Eq. (1): means of the $k$ = {k} largest\nper class; black: “{_cut(x.label, 14)}”"
     _decorate(part["scores"], text, RULE, below=True)
-    value = abs(float(head.mil_loss(x.teacher[None], x.target, profile.head.a)))  # -0.0 is written as 0
+    value = abs(float(losses.mil_loss(x.teacher[None], x.target, profile.head.a)))  # -0.0 is written as 0
     formula = "$\\mathcal{L}_{MIL} = -Σ_j\\ y_i^j\\ \\log\\ p_i^j$\n$p_i$ = softmax($s_i$)"
     _box(part["loss"], f"Eq. (2)\n\n{formula}\n\nhere {value:.2f}", RULE)
     _arrows(part, "names", "source", "image", "image encoder", "features", "mask decoder", "tokens", "head", "logits")
@@ -155,7 +155,7 @@ def _distillation(row: SubFigure, profile: Profile, x: SimpleNamespace) -> None:
     _heatmap(part["tokens"], x.tokens, "mask tokens $m_i$")
     _head(part["teacher"], x.heads.teacher, FROZEN, "teacher $θ^t$ (now frozen)")
     _head(part["student"], x.heads.student, TRAINED, "student $θ^s$ (trained)")
-    colors = plt.get_cmap("viridis")(head.entropy(x.teacher).numpy() / highest)[:, :3]
+    colors = plt.get_cmap("viridis")(losses.entropy(x.teacher).numpy() / highest)[:, :3]
     text = f"its entropy $H$: dark 0,\nbright ln $C$ = {highest:.2f}"
     _image(part["entropy"], figures.sam_masks(x.image, x.found, colors, alpha=0.8), text)
     limit = f"{config.entropy_threshold:g} ln $C$ = {config.entropy_threshold * highest:.2f}"
@@ -166,7 +166,7 @@ def _distillation(row: SubFigure, profile: Profile, x: SimpleNamespace) -> None:
     part["bad"].scatter(*x.found.points[rows].T, s=5, color="black", marker="x", linewidth=0.9)
     _heatmap(part["logits"], x.student, "logits $o_i^s$", ": ")
     uncertain, mil = "\\mathcal{L}_{uncertainty}", "\\mathcal{L}_{MIL}"
-    value = float(head.uncertainty_loss(x.student[None], x.bad[None], config.reduction))
+    value = float(losses.uncertainty_loss(x.student[None], x.bad[None], config.reduction))
     total = "Σ_j" if config.reduction == "sum" else "(1/C)\\ Σ_j"
     text = f"Eq. (3)\n\n${uncertain} = -{total}\\ \\log\\ p^{{s,j}}$\nmean over $B_i$, here {value:.2f}\n\n"
     text += f"${mil}$ of $o_i^s$ as in row 1\n\n$\\mathcal{{L}}_s$ = $λ_1$ ${mil}$ + $λ_2$ ${uncertain}$\n"

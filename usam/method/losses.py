@@ -1,0 +1,75 @@
+"""The losses of the head (paper 3.5): Eqs. (1) and (2), multiple-instance learning; Eq. (3), uncertainty distillation.
+
+Our names and the paper's: logits o_i (d x C), bag scores s_i (C), labels y_i (C), bad masks B_i.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def bag_scores(logits: Tensor, a: float) -> Tensor:
+    """Eq. (1): s_j = mean of the k largest logits of class j over an image's masks, k = max(1, ceil(d / a)).
+
+    Args:
+        logits: (N, d, C).
+        a: the paper's design parameter.
+
+    Returns:
+        (N, C).
+    """
+    k = max(1, math.ceil(logits.shape[1] / a))
+    return logits.topk(k, dim=1).values.mean(1)
+
+
+def mil_loss(logits: Tensor, labels: Tensor, a: float) -> Tensor:
+    """Eq. (2): cross-entropy between softmax(s_i) and the image's labels, normalised to sum 1; mean over images.
+
+    Args:
+        logits: (N, d, C).
+        labels: (N, C) multi-hot, at least one class an image.
+        a: as in Eq. (1).
+    """
+    target = labels / labels.sum(1, keepdim=True)
+    return -(target * F.log_softmax(bag_scores(logits, a), dim=1)).sum(1).mean()
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """H = -Σ_j p_j ln p_j of softmax(logits), in nats: (..., C) -> (...), between 0 and ln C."""
+    log_p = F.log_softmax(logits, dim=-1)
+    return -(log_p.exp() * log_p).sum(-1)
+
+
+def bad_masks(teacher_logits: Tensor, labels: Tensor, threshold: float) -> Tensor:
+    """B_i: masks on which the teacher is unsure (H > threshold), or sure of a class that the image does not have.
+
+    Args:
+        teacher_logits: (N, d, C).
+        labels: (N, C) multi-hot.
+        threshold: τ_H in nats.
+
+    Returns:
+        (N, d) bool.
+    """
+    unsure = entropy(teacher_logits) > threshold
+    right = labels.bool().gather(1, teacher_logits.argmax(-1))  # (N, d): is the predicted class on the image?
+    return unsure | ~right
+
+
+def uncertainty_loss(student_logits: Tensor, bad: Tensor, reduction: str = "sum") -> Tensor:
+    """Eq. (3): -Σ_j log softmax(o^s)_j on bad masks, smallest where the student says "no idea" (uniform).
+
+    Averaged over an image's bad masks, then over images; an image without bad masks adds 0.
+
+    Args:
+        student_logits: (N, d, C).
+        bad: (N, d) bool.
+        reduction: "sum" over the C classes as the paper writes it, or their "mean".
+    """
+    log_p = F.log_softmax(student_logits, dim=-1)
+    per_mask = -(log_p.sum(-1) if reduction == "sum" else log_p.mean(-1))  # (N, d)
+    count = bad.sum(1)
+    per_image = torch.where(bad, per_mask, 0).sum(1) / count.clamp(min=1)
+    return per_image.mean()
