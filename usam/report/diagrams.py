@@ -80,7 +80,7 @@ def architecture(profile: Profile, dataset_name: str, source: str, seed: int) ->
     _distillation(rows[1], profile, example)
     _inference(rows[2], profile, dataset_name, example)
     frames = [Patch(fill=False, **style) for style in KINDS.values()]
-    figure.legend(frames, KINDS, loc="outside lower center", ncols=3, frameon=False, handlelength=3, handleheight=1.4)
+    figure.legend(frames, KINDS, loc="outside lower left", ncols=3, frameon=False, handlelength=3, handleheight=1.4)
     return figure
 
 

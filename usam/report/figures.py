@@ -40,16 +40,9 @@ def class_colors(count: int) -> np.ndarray:
 
 
 def overlay(image: np.ndarray, masks: Sequence[np.ndarray], colors: np.ndarray, alpha: float = 0.55) -> np.ndarray:
-    """Draw masks over an image turned grey, the later ones on top, with light edges.
+    """Draw (H, W) bool masks over a greyed (H, W, 3) uint8 RGB image, the later ones on top, with light edges.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        masks: (H, W) bool each.
-        colors: (n, 3) float RGB in [0, 1], one per mask.
-        alpha: opacity of the masks, in [0, 1].
-
-    Returns:
-        (H, W, 3) uint8 RGB.
+    `colors` are (n, 3) float RGB in [0, 1], one per mask; `alpha` in [0, 1] is the opacity. The result is uint8 RGB.
     """
     image = image.astype(np.float32)
     picture = 0.6 * image.mean(2, keepdims=True) + 0.4 * image
@@ -67,17 +60,9 @@ def sam_masks(
     rows: Sequence[int] | None = None,
     alpha: float = 0.55,
 ) -> np.ndarray:
-    """Draw SAM's masks over their image, small masks on top of large ones, so that parts of objects stay visible.
+    """Draw SAM's masks over their (H, W, 3) uint8 image as in `overlay`, small masks on top of large ones.
 
-    Args:
-        image: (H, W, 3) uint8 RGB.
-        embeddings: the image's d masks.
-        colors: (n, 3) float RGB in [0, 1], one per mask drawn; random by default, always the same.
-        rows: indices of the n masks to draw; all d by default.
-        alpha: opacity, in [0, 1].
-
-    Returns:
-        (H, W, 3) uint8 RGB.
+    `rows` are the indices of the n masks to draw, all d by default; `colors` are random by default, always the same.
     """
     chosen = embeddings.masks if rows is None else [embeddings.masks[j] for j in rows]
     masks = to_image_size(rle_to_masks(chosen), embeddings.extent, embeddings.image_size)
@@ -150,15 +135,7 @@ def legend_above(figure: Figure, axes: Axes, columns: int = 5) -> None:
 def sheet(
     images: Sequence[np.ndarray], titles: Sequence[str], columns: int, size: float = 1.3, heading: str = ""
 ) -> Figure:
-    """Draw a contact sheet: images of any size in a grid, each with a title.
-
-    Args:
-        images: (H, W, 3) uint8 RGB each.
-        titles: one per image.
-        columns: images per row.
-        size: width of a cell in inches.
-        heading: title of the sheet.
-    """
+    """Draw (H, W, 3) uint8 images of any size in a grid of cells that are `size` inches wide, each with a title."""
     rows = -(-len(images) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + 0.15)), squeeze=False)
     for axis in axes.flat:

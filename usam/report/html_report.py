@@ -70,8 +70,6 @@ def _exporter(folder: Path, pages: Sequence[str]) -> HTMLExporter:
         extra_template_basedirs=[str(paths.PACKAGE / "report")],
         template_name="html_template",
         template_file="notebook.html.j2",
-        exclude_input_prompt=True,
-        exclude_output_prompt=True,
         filters={
             "markdown2html": lambda source: MarkdownWithMath(renderer=renderer).render(source),
             "picture": lambda data, alt: picture(base64.b64decode(data), alt),
@@ -120,7 +118,7 @@ def mathml(latex: str, block: bool) -> str:
 
 
 def picture(data: bytes, alt: str) -> str:
-    """Return an image file as an `<img>` that carries it as WebP, lossless where that is smaller (most diagrams)."""
+    """Return an image file as an `<img>` that carries it as WebP, lossless where that is smaller (diagrams)."""
     image = Image.open(io.BytesIO(data)).convert("RGBA")
     files = [io.BytesIO(), io.BytesIO()]
     for file, options in zip(files, ({"quality": 85}, {"lossless": True}), strict=True):
