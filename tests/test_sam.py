@@ -358,7 +358,7 @@ def test_bfloat16_stays_close_to_float32(trained):
     assert not torch.equal(exact[2], rough[2])  # the setting does something
     cosine = torch.cosine_similarity(exact[2].flatten(1), rough[2].flatten(1))
     print(f"bfloat16 against float32: smallest cosine of tokens {cosine.min():.5f}")
-    assert cosine.min() >= 0.99
+    assert cosine.min() >= 0.999
     assert ((exact[0] > 0) == (rough[0] > 0)).float().mean() > 0.98
 
 
