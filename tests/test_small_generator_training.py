@@ -16,7 +16,7 @@ from miniature import world
 from miniature.training import clip, diffusion, judge, loop, pictures
 from usam import profiles
 from usam.config import SourceConfig
-from usam.data import generate
+from usam.data import generate, image_files
 from usam.data.class_names import COCO, SUPERCLASSES, VOC, prompt
 from usam.data.sources import GenerateConfig
 from usam.errors import UserError
@@ -165,9 +165,10 @@ def test_training_ends_in_a_folder_that_plain_diffusers_draws_from(small_clip, t
     assert took["unet_steps"] > 0 and took["autoencoder_steps"] > 0 and took["drawn"] == len(world.DRAWINGS)
     assert sum(f.stat().st_size for f in out.rglob("*.safetensors")) <= 30e6
     pipe = StableDiffusionPipeline.from_pretrained(out)
-    table = generate.generate(tmp_path / "made", ["dog"], GenerateConfig(model=str(out), steps=2, batch=2), 1)
+    settings = GenerateConfig(model=str(out), steps=2, batch=2, precision="float32")
+    table = generate.generate(tmp_path / "made", ["dog"], settings, 1)
     same = pipe(prompt("dog"), num_inference_steps=2, generator=torch.Generator().manual_seed(int(table["seed"][0])))
-    ours = generate.images.read(tmp_path / "made" / table["file"][0]).astype(int)
+    ours = image_files.read(tmp_path / "made" / table["file"][0]).astype(int)
     assert ours.shape == (64, 64, 3) and np.abs(ours - np.asarray(same.images[0])).max() <= 1
 
 
