@@ -42,7 +42,7 @@ def prudish(tmp_path_factory, tiny_parts):
 
 
 def settings(model: Path, **more) -> GenerateConfig:
-    return GenerateConfig(model=str(model), steps=2, batch=2, **more)
+    return GenerateConfig(model=str(model), steps=2, batch=2, **{"precision": "float32"} | more)
 
 
 def content(folder: Path) -> dict[str, bytes]:

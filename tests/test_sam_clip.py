@@ -24,7 +24,7 @@ MASK[2, 3] = False
 
 
 def labeller(view: View = PAPER, **settings) -> ClipLabeller:
-    return ClipLabeller(ClipConfig(model=FOLDER, **settings), NAMES, view)
+    return ClipLabeller(ClipConfig(model=FOLDER, **{"precision": "float32"} | settings), NAMES, view)
 
 
 def seen(view: View) -> np.ndarray:
