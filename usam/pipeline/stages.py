@@ -5,18 +5,16 @@ what is missing.
 """
 
 import functools
-import io
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 
 from usam import machine, paths
 from usam.config import HOW_FAST, DataConfig, Profile
@@ -31,6 +29,7 @@ from usam.method.sam import Extractor, load_sam
 from usam.method.training import Bags, train
 from usam.pipeline import cache, embedding_store
 from usam.pipeline.embedding_store import EmbeddingStore
+from usam.pipeline.stored_heads import StoredHead, load_head
 from usam.pipeline.training_images import TrainingImages, collect
 from usam.registry import DATASET_READERS, IMAGE_SOURCES, METHODS, imported, source_folder
 
@@ -270,43 +269,23 @@ def _heads(
         plain = Bags.of(found.tokens, made.table["class"].tolist(), classes, profile.head.images_per_class)
         return plain.shuffled(seed) if shuffled else plain
 
-    def one(kind: str, *distilled: Any) -> _Head:
+    def one(kind: str, *distilled: Any) -> StoredHead:
         """A teacher or a student, from its file or trained."""
         ordered = [*classes.items()] if isinstance(classes, Mapping) else classes  # the order of classes counts
         settings = [found.folder.name, profile.grid, profile.head, ordered, seed, shuffled, *distilled[1:]]
         file = place.with_name(f"{place.name}-{kind}-{cache.key(settings, CODE)}.safetensors")
         with locked(file):
-            trained = _load_head(profile, file, len(classes))
+            trained = load_head(file, len(classes), profile.head.widths)
             _report(f"{kind} for {len(classes)} classes", trained is not None, file)
             if trained is None:
                 with machine.timed() as cost:
                     model, history = train(bags(), profile.head, seed, *distilled, device=machine.device(), label=kind)
                 about = {"history": history.to_csv(index=False), "seconds": str(cost["seconds"])}
                 write_atomically(file, save(model.state_dict(), about))
-                trained = _load_head(profile, file, len(classes))
+                trained = load_head(file, len(classes), profile.head.widths)
         return trained
 
     teacher = one("teacher")
     student = one("student", teacher.model, profile.distillation)
     seconds = teacher.seconds + student.seconds
     return Heads(teacher.model, student.model, teacher.history, student.history, seconds)
-
-
-class _Head(NamedTuple):
-    model: MaskClassifier
-    history: pd.DataFrame
-    seconds: float
-
-
-def _load_head(profile: Profile, file: Path, classes: int) -> _Head | None:
-    """A head with what is noted in its file, or None if there is none or it is damaged."""
-    try:
-        content = file.read_bytes()
-        weights, header = load(content), content[8 : 8 + int.from_bytes(content[:8], "little")]
-        about = json.loads(header)["__metadata__"]
-        model = MaskClassifier(classes, weights["mean"], weights["std"], profile.head.widths)
-        model.load_state_dict(weights)
-        history = pd.read_csv(io.StringIO(about["history"]))
-        return _Head(model.eval().requires_grad_(False).to(machine.device()), history, float(about["seconds"]))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
-        return None

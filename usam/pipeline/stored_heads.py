@@ -1,0 +1,35 @@
+"""Heads on disk: weights as safetensors, with what is known about their training in the header."""
+
+import io
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from safetensors import SafetensorError
+from safetensors.torch import load
+
+from usam import machine
+from usam.method.head import MaskClassifier
+
+
+class StoredHead(NamedTuple):
+    """A head, its table of epochs, and the seconds that training took."""
+
+    model: MaskClassifier
+    history: pd.DataFrame
+    seconds: float
+
+
+def load_head(file: Path, classes: int, widths: tuple[int, int, int]) -> StoredHead | None:
+    """A head with what is noted in its file, or None if there is none or it is damaged."""
+    try:
+        content = file.read_bytes()
+        weights, header = load(content), content[8 : 8 + int.from_bytes(content[:8], "little")]
+        about = json.loads(header)["__metadata__"]
+        model = MaskClassifier(classes, weights["mean"], weights["std"], widths)
+        model.load_state_dict(weights)
+        history = pd.read_csv(io.StringIO(about["history"]))
+        return StoredHead(model.eval().requires_grad_(False).to(machine.device()), history, float(about["seconds"]))
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError):
+        return None
