@@ -1,5 +1,7 @@
 """Scores: worked by hand, against scikit-learn, and against the second evaluator faster-coco-eval."""
 
+import io
+
 import numpy as np
 import pytest
 import sklearn.metrics
@@ -250,11 +252,9 @@ def test_scores_of_images_drawn_again():
     np.testing.assert_allclose(scores.resampled("map50", ones), [scores.map50])
 
 
-def test_scores_come_back_from_a_file(tmp_path):
+def test_scores_come_back_from_a_file():
     scores = scores_of(1)
-    with open(tmp_path / "scores.npz", "wb") as file:
-        scores.save(file, row="more")
-    with np.load(tmp_path / "scores.npz") as found:
+    with np.load(io.BytesIO(scores.packed(row="more"))) as found:
         again = Scores.of(found)
     assert (again.miou, again.map50) == (scores.miou, scores.map50)
     for name in vars(Matches(*[None] * 5)):
@@ -265,7 +265,6 @@ def test_scores_come_back_from_a_file(tmp_path):
     "truth, found, message",
     [
         ([*TRUTH, TRUTH[0]], FOUND, "every image once"),
-        (TRUTH, [("2007_000999", 1, 0.9, box(0, 0, 5, 5))], "'2007_000999', which has no truth"),
         (TRUTH, [("2007_000033", 1, 0.9, box(0, 0, 5, 5, SIZE[::-1]))], r"'2007_000033' is \[30, 20\]"),
         (TRUTH, [("2007_000033", 3, 0.9, box(0, 0, 5, 5))], "label 3, expected 0 to 2"),
     ],

@@ -160,12 +160,9 @@ def test_tables_have_headers_captions_and_a_total(folder, smoke):
 def test_same_results_give_the_same_bytes_even_if_some_are_missing(folder, smoke):
     first = html_report.build(smoke).read_bytes()
     assert html_report.build(smoke).read_bytes() == first
-    (folder / "notebooks.csv").unlink()
     for part in ("tables", "figures"):
         shutil.rmtree(folder / part)
-    html = read(smoke)
-    assert "1234567e8901" in html.text
-    assert {"tables", "figures", "cost-of-the-run"}.isdisjoint(element.get("id") for _, element in html.elements)
+    assert {"tables", "figures"}.isdisjoint(element.get("id") for _, element in read(smoke).elements)
 
 
 def test_images_have_their_size_and_exact_pixels_where_that_is_small():
@@ -176,23 +173,18 @@ def test_images_have_their_size_and_exact_pixels_where_that_is_small():
 
 
 def test_missing_results_name_the_command_to_run(folder, smoke):
-    (folder / "runs.csv").unlink()
-    with pytest.raises(UserError, match=r"smoke has no rows in runs\.csv: run \./run_all\.sh --profile smoke first"):
-        html_report.build(smoke)
     shutil.rmtree(folder)
     with pytest.raises(UserError, match=r"smoke has no executed notebooks: run \./run_all\.sh --profile smoke first"):
         html_report.build(smoke)
 
 
 def test_damaged_files_are_errors_of_one_line(folder, smoke):
-    (folder / "notebooks.csv").write_text("notebook,seconds\n")
-    with pytest.raises(UserError, match=r"notebooks\.csv cannot be read"):
+    (folder / "notebooks" / "01_b.ipynb").write_text("[]")
+    with pytest.raises(UserError, match=r"01_b\.ipynb cannot be read .*: delete it and run again"):
         html_report.build(smoke)
-    (folder / "notebooks.csv").unlink()
     (folder / "figures" / "figure_3.png").write_bytes(png()[:100])
     with pytest.raises(UserError, match=r"figure_3\.png cannot be read .*: delete it and run again"):
         html_report.build(smoke)
-    (folder / "figures" / "figure_3.png").unlink()
-    (folder / "notebooks" / "01_b.ipynb").write_text("[]")
-    with pytest.raises(UserError, match=r"01_b\.ipynb cannot be read .*: delete it and run again"):
+    (folder / "notebooks.csv").write_text("notebook,seconds\n")
+    with pytest.raises(UserError, match=r"notebooks\.csv cannot be read"):
         html_report.build(smoke)

@@ -8,6 +8,7 @@ import yaml
 from pydantic import ValidationError
 
 from usam import machine, paths, profiles
+from usam.config import Profile
 from usam.errors import UserError
 
 SMOKE = yaml.safe_load((paths.PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
@@ -31,9 +32,15 @@ def changed(where: str, value: object) -> str:
     return yaml.safe_dump(content)
 
 
+def load(folder: Path, name: str = "mine") -> Profile:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "PROFILES", folder)
+        return profiles.load(name)
+
+
 def message(folder: Path) -> str:
     with pytest.raises(UserError) as error:
-        profiles.load("mine", folder)
+        load(folder)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -41,7 +48,7 @@ def message(folder: Path) -> str:
 @pytest.mark.parametrize("name", ["smoke", "mini"])
 def test_shipped_profiles_load(name):
     profile = profiles.load(name)
-    assert profile.name == name and name in profiles.names()
+    assert profile.name == name
     assert profile.sam.points_per_side == 10 and set(profile.datasets) == {"voc", "coco"}
     assert profile.head.widths == (512, 256, 128) and profile.head.a == 10 and profile.head.learning_rate == 1e-3
     assert profile.distillation.entropy_threshold > 0 and profile.distillation.lambda_uncertainty == 0.15
@@ -65,15 +72,16 @@ def test_the_papers_profiles(name):
     }  # fmt: skip
 
 
-def test_a_profile_says_only_what_differs_from_its_base(tmp_path):
+def test_a_profile_says_only_what_differs_from_its_base(tmp_path, monkeypatch):
     (tmp_path / "first.yaml").write_text(yaml.safe_dump(SMOKE))
     (tmp_path / "second.yaml").write_text("base: first\nhead: {epochs: 7}\nseeds: [5]\n")
     write(tmp_path, "base: second\nhead: {a: 3}\nsam: {batch: 2}\n")
-    found, first = profiles.load("mine", tmp_path), profiles.load("first", tmp_path)
+    found, first = load(tmp_path), load(tmp_path, "first")
     assert (found.name, found.seeds, found.head.epochs, found.head.a, found.sam.batch) == ("mine", (5,), 7, 3, 2)
     changed = {"name": "mine", "seeds": (5,), "head": found.head, "sam": found.sam}
     assert found == first.model_copy(update=changed)
-    assert [p.stem for p in profiles.files("mine", tmp_path)] == ["first", "second", "mine"]
+    monkeypatch.setattr(paths, "PROFILES", tmp_path)
+    assert [p.stem for p in profiles.files("mine")] == ["first", "second", "mine"]
 
 
 def test_bases_that_cannot_be(tmp_path):
@@ -85,9 +93,9 @@ def test_bases_that_cannot_be(tmp_path):
 
 def test_values_of_the_file_are_taken(tmp_path):
     write(tmp_path, changed("head.a", 2.5))
-    assert profiles.load("mine", tmp_path).head.a == 2.5
+    assert load(tmp_path).head.a == 2.5
     write(tmp_path, changed("seeds", [4, 5, 6, 7]))
-    profile = profiles.load("mine", tmp_path)
+    profile = load(tmp_path)
     assert profile.seeds == (4, 5, 6, 7) and profile.name == "mine" and profile.head.epochs == SMOKE["head"]["epochs"]
 
 
@@ -165,7 +173,7 @@ def test_choices_are_not_made_on_the_test_split(tmp_path):
             "no source of training images 'draw': choose from generate, crawl, or name your",
         ),
         ({"per_class": 1, "nowhere:SOURCE": {}}, "'nowhere:SOURCE' cannot be imported as module:name"),
-        ({"per_class": 1, "crawl": {}, "count": 3}, "count: unknown key (a typing error?)"),
+        ({"per_class": 1, "crawl": {}, "count": 3}, "name one kind of source (generate, crawl), found c"),
         ({"per_class": 1, "crawl": {"tempo": 3}}, "crawl.tempo: unknown key (a typing error?)"),
         ({"per_class": 1, "generate": {"model": "a", "steps": 0}}, "generate.steps: Input should be greater"),
     ],
@@ -183,7 +191,7 @@ def test_all_mistakes_are_said_at_once(tmp_path):
 
 def test_data_sets_and_sources_may_have_any_name(tmp_path):
     write(tmp_path, changed("datasets.drawings", SMOKE["datasets"]["voc"]))
-    assert set(profiles.load("mine", tmp_path).datasets) == {"voc", "coco", "drawings"}
+    assert set(load(tmp_path).datasets) == {"voc", "coco", "drawings"}
 
 
 @pytest.mark.parametrize("name", ["pascal", "nowhere:Reader"])

@@ -82,6 +82,7 @@ def test_key_changes_with_what_code_does_and_not_with_what_it_says(tmp_path):
 def test_a_number_sign_inside_text_is_no_comment():
     assert cache.without_prose('a = "#1"  # one\n') == 'a = "#1"'
     assert cache.without_prose('"""Said."""\nb = """\n# kept\n"""\n') == 'b = """\n# kept\n"""'
+    assert cache.without_prose('class A:\n    b: int = 1\n    """Said of b."""\n') == "class A:\n    b: int = 1"
 
 
 def table(file: Path) -> pd.DataFrame:

@@ -11,7 +11,6 @@ from usam import paths
 from usam.config import DataConfig, Profile
 from usam.data.datasets import Example, Instance
 from usam.errors import UserError
-from usam.evaluation.scores import Annotate
 from usam.method.inference import LabelledMasks
 from usam.method.masks import masks_to_rle
 from usam.pipeline import scoring, stages
@@ -54,8 +53,8 @@ def left_half(profile: Profile, _dataset_name: str, _source: str, _seed: int | N
 
 def test_a_toy_data_set_and_a_toy_method_are_scored(tiny: Profile, tmp_path, monkeypatch):
     monkeypatch.setenv("USAM_RESULTS", str(tmp_path / "results"))
-    monkeypatch.setitem(DATASET_READERS, "squares", Squares)
-    monkeypatch.setitem(METHODS, "left half", left_half)
+    monkeypatch.setitem(DATASET_READERS, "squares", f"{__name__}:Squares")
+    monkeypatch.setitem(METHODS, "left half", f"{__name__}:left_half")
     folder = paths.data() / "squares" / "test"
     folder.mkdir(parents=True)
     for k in range(2):
@@ -73,7 +72,7 @@ def test_a_toy_data_set_and_a_toy_method_are_scored(tiny: Profile, tmp_path, mon
 
 def test_the_code_of_an_added_method_is_part_of_the_key(tiny: Profile, monkeypatch):
     before = scoring.state(tiny)
-    monkeypatch.setitem(METHODS, "left half", left_half)
+    monkeypatch.setitem(METHODS, "left half", f"{__name__}:left_half")
     assert scoring.state(tiny) != before
 
 
@@ -82,7 +81,7 @@ def test_a_part_may_be_named_as_module_and_name():
 
 
 def test_unknown_parts_are_one_clear_line():
-    registry = Registry("kind of thing", {"one": "nowhere:One", "two": Annotate})
+    registry = Registry("kind of thing", {"one": "nowhere:One", "two": "nowhere:Two"})
     for name, message in (
         ("three", r"no kind of thing 'three': choose from one, two, or name your own as module:name"),
         ("one", r"'nowhere:One' cannot be imported as module:name .*: correct it in the profile"),

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import BaseModel
 
 from usam import machine, profiles
 from usam.config import Profile
@@ -71,6 +72,15 @@ def test_first_seed_can_be_chosen():
     assert profiles.load("mini", seed=0) == profiles.load("mini")
 
 
+def test_settings_without_an_explanation_are_listed_all_the_same(smoke):
+    class Plain(BaseModel):
+        side: int = 64
+
+    source = smoke.sources["web"].model_copy(update={"settings": Plain()})
+    table = tables.settings(smoke.model_copy(update={"sources": {"toy": source}})).set_index("setting")
+    assert table.loc["sources.toy.settings.side"].tolist() == ["64", ""]
+
+
 def test_score_table_has_the_order_of_the_runs():
     run = pd.DataFrame(
         [("voc", "test", "web", "U-SAM", s, m, a) for s, m, a in [(0, 0.10, 0.3), (1, 0.14, 0.3)]]
@@ -129,7 +139,7 @@ def test_beside_the_paper_stand_mean_deviation_and_interval(monkeypatch):
      (0.0, 0.1, "cannot tell"), (float("nan"), float("nan"), "cannot tell")],
 )  # fmt: skip
 def test_reading_of_an_effect(low, high, words):
-    assert tables.reading(Interval(0.05, low, high)) == words
+    assert claims.effect("mIoU", None, Interval(0.05, low, high))["reading"] == words
 
 
 def test_a_table_in_three_formats(smoke):
@@ -152,9 +162,13 @@ def test_a_table_of_other_settings_or_seeds_is_an_error(smoke):
 
 
 def test_an_effect_in_cells():
-    assert tables.effect_cells(Interval(0.05, 0.01, 0.09)) == ("+5.00", "[1.00, 9.00]", "holds here")
-    assert tables.effect_cells(None) == ("not run", "–", "cannot tell")
-    assert tables.effect_cells(Interval(*[float("nan")] * 3)) == ("undefined", "–", "cannot tell")
+    gain, undefined = Interval(0.05, 0.01, 0.09), Interval(*[float("nan")] * 3)
+    for here, cells in (
+        (gain, ["+5.00", "[1.00, 9.00]", "holds here"]),
+        (None, ["not run", "–", "cannot tell"]),
+        (undefined, ["undefined", "–", "cannot tell"]),
+    ):
+        assert list(claims.effect("mIoU", 2.3, here).values()) == ["mIoU", "+2.30", *cells]
 
 
 def test_missing_scores_name_the_notebooks(smoke, tmp_path, monkeypatch):

@@ -40,6 +40,8 @@ def picture(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def extractor(model: Sam, **settings: object) -> Extractor:
+    """In float32 unless a test says otherwise: what is compared must not depend on the machine."""
+    settings = {"precision": "float32"} | settings
     return Extractor(copy.deepcopy(model), SamConfig(model=SMALL, checkpoint=WEIGHTS, **settings))
 
 

@@ -112,7 +112,7 @@ class Known(ClipLabeller):
 
     def __init__(self, similarities: list[list[float]]):
         self.config, self.view = ClipConfig(model=FOLDER), View()
-        self.device, self.texts = torch.device("cpu"), torch.eye(3, 4)
+        self.device, self.texts, self.empty = torch.device("cpu"), torch.eye(3, 4), np.zeros(3, np.uint8)
         # unit vectors with these cosines to the three prompts; the fourth number makes their length 1
         seen = torch.tensor([[*row, math.sqrt(1 - sum(c * c for c in row))] for row in similarities])
         features = SimpleNamespace(pooler_output=3 * seen)  # of any length
@@ -122,8 +122,6 @@ class Known(ClipLabeller):
 
 class _Pixels(dict):
     """A processor that prepares nothing."""
-
-    image_processor = SimpleNamespace(image_mean=[0.5] * 3)
 
     def __call__(self, **_):
         return self

@@ -209,11 +209,12 @@ def test_a_port_that_is_taken_is_one_line(both):
         ("{crawl: {}}", "per_class: Field required"),
     ],
 )
-def test_a_wrong_source_in_a_profile_is_one_clear_line(tmp_path, content, message):
+def test_a_wrong_source_in_a_profile_is_one_clear_line(tmp_path, monkeypatch, content, message):
     smoke = yaml.safe_load((paths.PROFILES / "smoke.yaml").read_text())
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(smoke | {"sources": {"web": yaml.safe_load(content)}}))
+    monkeypatch.setattr(paths, "PROFILES", tmp_path)
     with pytest.raises(UserError, match=rf"profiles/mine\.yaml: sources\.web.*{message}") as error:
-        profiles.load("mine", tmp_path)
+        profiles.load("mine")
     assert "\n" not in str(error.value)
 
 
@@ -246,7 +247,7 @@ SQUARES = ImageSource(
 
 @pytest.mark.parametrize("kind", ["squares", f"{__name__}:SQUARES"])
 def test_an_added_source_goes_through_the_stages(both, monkeypatch, kind):
-    monkeypatch.setitem(IMAGE_SOURCES, "squares", SQUARES)
+    monkeypatch.setitem(IMAGE_SOURCES, "squares", f"{__name__}:SQUARES")
     squares = SourceConfig.model_validate({"per_class": 2, kind: {"side": 48}})
     assert squares.model_dump(mode="json") == {"per_class": 2, kind: {"side": 48}}
     profile = both.model_copy(update={"sources": {"toy": squares}})

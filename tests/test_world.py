@@ -231,7 +231,7 @@ def test_coco_has_every_form_of_mask(coco):
 
 
 def test_coco_reads_back_as_drawn(coco):
-    found = CocoDataset(coco / "annotations" / "instances_val2017.json", coco / "val2017")
+    found = CocoDataset(coco, "val2017")
     assert len(found) == 40 and all(COCO[i] == n for i, n in zip(found.category_ids, found.class_names, strict=True))
     names = [n for n in COCO.values() if drawing_of(n) in DRAWINGS]
     exact = total = 0

@@ -14,22 +14,20 @@ from usam.data import huggingface, published
 from usam.errors import UserError
 from usam.files import write_atomically
 from usam.notebooks import choose, plan, run
-from usam.pipeline import scoring, stages
+from usam.pipeline import cache, scoring, stages
 from usam.report import html_report
 
 
-def inputs(profile: str) -> list[Path]:
-    """The files that decide the results of a run: the profile, its weights and models, all code, the locked versions.
+def inputs(profile: Profile) -> list[Path]:
+    """The files that decide the results of a run: the profile, its weights and models, our code, the locked versions.
 
     Published files are not among them: `usam.data.published` lists their checksums. Nor are data sets and web images:
     after a change in those, use `--from NN`.
     """
-    loaded = profiles.load(profile)
-    own = [file for place in stages.own_code(loaded) for file in sorted(place.glob("*.py")) or [place]]
     package = [p for p in sorted(paths.PACKAGE.rglob("*")) if p.is_file() and p.suffix not in {".pyc", ".md"}]
-    weights = [stages.find_checkpoint(loaded)] if loaded.sam.checkpoint else []
-    others = [file for model in sorted(published.models(loaded)) for file in huggingface.model_files(model)]
-    return [*profiles.files(profile), *weights, paths.ROOT / "requirements.lock", *package, *own, *others]
+    weights = [stages.find_checkpoint(profile)] if profile.sam.checkpoint else []
+    others = [file for model in sorted(published.models(profile)) for file in huggingface.model_files(model)]
+    return [*profiles.files(profile.name), *weights, paths.ROOT / "requirements.lock", *package, *others]
 
 
 def note_state(profile: Profile) -> None:
@@ -39,31 +37,19 @@ def note_state(profile: Profile) -> None:
 
 
 def summary(results: Path, seconds: float) -> str:
-    """The tables of a run, its cost, and where the results are."""
-    tables = [f"{p}\n\n{_shown(p)}\n" for p in sorted(results.glob("tables/*.md"))]
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
+    """The tables of a run, without the comments at their ends; its cost; and where the results are."""
+    texts = {p: p.read_text(encoding="utf-8").partition("<!--")[0].strip() for p in sorted(results.glob("tables/*.md"))}
+    peak = machine.peak_memory(resource.RUSAGE_CHILDREN)
     cost = f"{seconds:.0f} s in all" + (f", at most {peak:.1f} GiB in one process" if peak else "")
-    return "\n".join(["", *tables, f"{cost}; results: {results}"])
-
-
-def _shown(table: Path) -> str:
-    """A table's Markdown without the comment at its end."""
-    return table.read_text(encoding="utf-8").partition("<!--")[0].strip()
-
-
-def _number(text: str) -> str:
-    if not text.isdecimal() or len(text) > 2:
-        raise argparse.ArgumentTypeError(f"'{text}' is no notebook's number such as 03")
-    return text.zfill(2)
+    return "\n".join(["", *(f"{p}\n\n{text}\n" for p, text in texts.items()), f"{cost}; results: {results}"])
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m usam.cli", description=__doc__)
     parser.add_argument("--profile", default="mini", help="a file of profiles/, without .yaml (default: mini)")
     part = parser.add_mutually_exclusive_group()
-    part.add_argument("--only", type=_number, metavar="NN", help="execute this notebook alone, even if it is valid")
-    part.add_argument("--from", type=_number, metavar="NN", dest="start", help="begin with this notebook")
+    part.add_argument("--only", metavar="NN", help="execute this notebook alone, even if it is valid")
+    part.add_argument("--from", metavar="NN", dest="start", help="begin with this notebook")
     parser.add_argument("--seed", type=int, metavar="N", help="the first seed, instead of the profile's")
     return parser.parse_args(argv)
 
@@ -79,9 +65,9 @@ def main(argv: list[str] | None = None) -> int:
         profile = profiles.load(options.profile, seed=options.seed)
         parameters = {"profile": options.profile} | ({} if options.seed is None else {"seed": options.seed})
         results, data = paths.results(options.profile), paths.data() / options.profile
-        jobs = plan(paths.NOTEBOOKS, results, parameters, inputs(options.profile), profile.decisive())
-        jobs = choose(jobs, options.only, options.start)
-        run(jobs, paths.ROOT, data, force=options.only is not None)
+        key = cache.key(profile.decisive(), stages.own_code(profile), inputs(profile))
+        jobs = choose(plan(paths.NOTEBOOKS, results, data, parameters, key), options.only, options.start)
+        run(jobs, force=options.only is not None)
         print(summary(results, time.perf_counter() - start))
         if (results / "runs.csv").exists():
             note_state(profile)

@@ -19,26 +19,23 @@ from usam import machine
 from usam.errors import UserError
 from usam.registry import DATASET_READERS, IMAGE_SOURCES, Registry
 
-Share = Annotated[float, Field(gt=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Seconds = Annotated[float, Field(gt=0)]
 Pause = Annotated[float, Field(ge=0)]
 
-
 # "auto" is replaced when a profile is read, so that it always names what it computes with: bfloat16 on GPUs and on CPUs
 # with units for it, else float32
-Precision = Annotated[
-    Literal["auto", "float32", "bfloat16", "float16"],
-    AfterValidator(machine.supported_precision),
-    Field(validate_default=True),
-]
+ON_THIS_MACHINE = (AfterValidator(machine.supported_precision), Field(validate_default=True))
+Precision = Annotated[Literal["auto", "float32", "bfloat16", "float16"], *ON_THIS_MACHINE]
+
+HOW_FAST = {"image_per_core", "batch", "compile", "fast"}  # of SAM's settings: others change results by rounding alone
 
 
 class Settings(BaseModel):
-    """Settings that are checked and cannot be changed."""
+    """Settings that are checked and cannot be changed; the string below a setting says what it means."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
 
 
 def in_words(error: ValidationError, *place: str) -> str:
@@ -61,76 +58,62 @@ def _registered(registry: Registry, name: str) -> Any:
         raise ValueError(str(error)) from error
 
 
-HOW_FAST = {"image_per_core", "batch", "compile", "fast"}  # of SAM's settings: others change results by rounding alone
-
-
 class SamConfig(Settings):
-    """Which Segment Anything, and how its tokens are taken (paper 3.3 and 4).
-
-    Attributes:
-        model: "vit_h", "vit_l", "vit_b", or "module:function" that returns a `segment_anything.modeling.Sam`.
-        checkpoint: weights, `.pth` or `.safetensors`; relative paths start at the repository. By default those that
-            segment-anything published for the model, which 00_setup downloads.
-        points_per_side: side of the point grid; d = its square (10, so d = 100).
-        mask_choice: which of a prompt's masks is used: "best" = the multimask output with the highest predicted
-            IoU, "single" = SAM's single-mask output.
-        precision: arithmetic of image encoder and mask decoder; see `Precision`.
-        image_per_core: without a GPU, each core works on an image of its own, instead of all on the same: faster for
-            small models, at the price of memory.
-        batch: images at once; by default one without a GPU, eight with one.
-        compile: let torch.compile fuse the image encoder's steps: minutes at the start, a faster run after; it needs a
-            C compiler.
-        fast: compute with `usam.method.fast` what segment-anything's own code computes, up to rounding.
-    """
+    """Which Segment Anything, and how its tokens are taken (paper 3.3 and 4)."""
 
     model: str
+    """one of "vit_h", "vit_l", "vit_b", or "module:function" that returns a `segment_anything.modeling.Sam`."""
     checkpoint: str | None = None
+    """weights, `.pth` or `.safetensors`; relative paths start at the repository. By default those that segment-anything
+    published for the model, which 00_setup downloads."""
     points_per_side: Count = 10
+    """side of the point grid; d = its square (10, so d = 100)."""
     mask_choice: Literal["best", "single"] = "best"
+    """which of a prompt's masks is used: "best" = the multimask output with the highest predicted IoU, "single" = SAM's
+    single-mask output."""
     precision: Precision = "auto"
+    """arithmetic of image encoder and mask decoder; see `Precision`."""
     image_per_core: bool = False
+    """without a GPU, each core works on an image of its own, instead of all on the same: faster for small models, at
+    the price of memory."""
     batch: Count | None = None
+    """images at once; by default one without a GPU, eight with one."""
     compile: bool = False
+    """let torch.compile fuse the image encoder's steps: minutes at the start, a faster run after; it needs a C
+    compiler."""
     fast: bool = True
+    """compute with `usam.method.fast` what segment-anything's own code computes, up to rounding."""
 
 
 class SourceConfig(Settings):
-    """Where training images come from (paper 3.4), written as `{per_class: 200, generate: {...}}`.
-
-    Attributes:
-        per_class: images per class name (paper: 200 synthetic, about 45 from the web).
-        kind: a name of `usam.registry.IMAGE_SOURCES`: generate (a text-to-image model draws them) or crawl (they are
-            found on the web).
-        settings: of that kind.
-    """
+    """Where training images come from (paper 3.4), written as `{per_class: 200, generate: {...}}`."""
 
     per_class: Count
+    """images per class name (paper: 200 synthetic, about 45 from the web)."""
     kind: str
+    """a name of `usam.registry.IMAGE_SOURCES`: generate (a text-to-image model draws them) or crawl (they are found on
+    the web)."""
     settings: SerializeAsAny[BaseModel]
+    """those of that kind."""
 
     @model_validator(mode="before")
     @classmethod
     def _read(cls, content: Any) -> Any:
         """The one key beside `per_class` is the kind, its value the settings."""
-        if not isinstance(content, dict) or "kind" in content:
+        if not isinstance(content, dict):
             return content
         kinds = [name for name in content if name != "per_class"]
-        if odd := [name for name in kinds if name not in IMAGE_SOURCES and not isinstance(content[name], dict)]:
-            raise ValueError(f"{odd[0]}: unknown key (a typing error?)")
         if len(kinds) != 1:
-            raise ValueError(
-                f"name one kind of source ({', '.join(IMAGE_SOURCES)}), found {', '.join(kinds) or 'none'}"
-            )
-        settings, read = _registered(IMAGE_SOURCES, kinds[0]).config, content[kinds[0]]
+            known, found = ", ".join(IMAGE_SOURCES), ", ".join(kinds)
+            raise ValueError(f"name one kind of source ({known}), found {found or 'none'}")
+        kind, settings = kinds[0], content[kinds[0]]
+        config = _registered(IMAGE_SOURCES, kind).config
         try:
-            if not isinstance(read, settings):
-                read = settings.model_validate_json(json.dumps(read, default=str))
+            if not isinstance(settings, config):
+                settings = config.model_validate_json(json.dumps(settings))  # in JSON, lists may be tuples
         except ValidationError as error:
-            raise ValueError(in_words(error, kinds[0])) from error
-        return {name: value for name, value in content.items() if name == "per_class"} | {
-            "kind": kinds[0],
-            "settings": read,
-        }
+            raise ValueError(in_words(error, kind)) from error
+        return {name: content[name] for name in content if name != kind} | {"kind": kind, "settings": settings}
 
     @model_serializer
     def _written(self) -> dict[str, Any]:
@@ -138,44 +121,38 @@ class SourceConfig(Settings):
 
 
 class ClipConfig(Settings):
-    """Which CLIP names SAM's masks in the baseline SAM+CLIP (paper 4, "Additional baseline").
-
-    Attributes:
-        model: a folder in the format of transformers (relative paths start at the repository), or owner/name on the
-            Hugging Face hub.
-        batch: masks scored at once.
-        precision: arithmetic of the image encoder.
-    """
+    """Which CLIP names SAM's masks in the baseline SAM+CLIP (paper 4, "Additional baseline")."""
 
     model: str
+    """a folder in the format of transformers (relative paths start at the repository), or owner/name on the Hugging
+    Face hub."""
     batch: Count = 100
+    """masks scored at once."""
     precision: Precision = "auto"
+    """arithmetic of the image encoder."""
 
 
 class DataConfig(Settings):
-    """A test set on disk.
-
-    Attributes:
-        format: a name of `usam.registry.DATASET_READERS` (voc, coco), or "module:name" of a reader of your own.
-        root: its folder; relative paths start at the data folder.
-        split: name of the test split ("val" of VOC 2012, "val2017" of COCO).
-        validation: split on which choices are made, if there is one.
-        published: what 00_setup downloads into `root` if it is missing: "VOC2012" or "COCO2017".
-        maker: "module:function" that writes the set when it is missing; `function(root, images, class_names)`.
-        images: for the maker, how many pictures of each split, "val" and "test".
-        classes: class names, two or more; all of the data set's by default.
-        groups: other class names, each with those of `classes` that it gathers (paper 4, "Changed granularity").
-    """
+    """A test set on disk."""
 
     format: Annotated[str, AfterValidator(lambda name: _registered(DATASET_READERS, name) and name)]
+    """a name of `usam.registry.DATASET_READERS` (voc, coco), or "module:name" of a reader of your own."""
     root: str
+    """its folder; relative paths start at the data folder."""
     split: str
+    """name of the test split ("val" of VOC 2012, "val2017" of COCO)."""
     validation: str | None = None
+    """split on which choices are made, if there is one."""
     published: Literal["VOC2012", "COCO2017"] | None = None
+    """what 00_setup downloads into `root` if it is missing: "VOC2012" or "COCO2017"."""
     maker: str | None = None
+    """what writes the set when it is missing: "module:function", called as `function(root, images, class_names)`."""
     images: dict[str, Count] = {}
+    """for the maker, how many pictures of each split, "val" and "test"."""
     classes: Annotated[list[str], Field(min_length=2)] | None = None
+    """class names, two or more; all of the data set's by default."""
     groups: Annotated[dict[str, list[str]], Field(min_length=2)] | None = None
+    """other class names, each with those of `classes` that it gathers (paper 4, "Changed granularity")."""
 
     @model_validator(mode="after")
     def _choices_are_not_made_on_the_test_split(self) -> Self:
@@ -185,78 +162,61 @@ class DataConfig(Settings):
 
 
 class HeadConfig(Settings):
-    """The classifier head and its training (paper 3.5 and 4).
-
-    Attributes:
-        widths: hidden widths of the 4-layer MLP.
-        a: design parameter of Eq. (1): k = max(1, ceil(d / a)); 1 takes all masks.
-        epochs: passes over the images, for the teacher and for the student (the paper names none).
-        batch_size: images in a batch.
-        learning_rate: of Adam.
-        images_per_class: train on the first so many of each class's images; all by default.
-        precision: of the matrix products in training; weights, losses and inference are float32.
-    """
+    """The classifier head and its training (paper 3.5 and 4)."""
 
     widths: tuple[Count, Count, Count] = (512, 256, 128)
+    """hidden widths of the 4-layer MLP."""
     a: Annotated[float, Field(ge=1)] = 10
+    """design parameter of Eq. (1): k = max(1, ceil(d / a)); 1 takes all masks."""
     epochs: Count = 30
+    """passes over the images, for the teacher and for the student (the paper names none)."""
     batch_size: Count = 64
+    """images in a batch."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """of Adam."""
     images_per_class: Count | None = None
-    precision: Annotated[
-        Literal["auto", "float32", "bfloat16"],
-        AfterValidator(machine.supported_precision),
-        Field(validate_default=True),
-    ] = "auto"
+    """train on the first so many of each class's images; all by default."""
+    precision: Annotated[Literal["auto", "float32", "bfloat16"], *ON_THIS_MACHINE] = "auto"
+    """of the matrix products in training; weights, losses and inference are float32."""
 
 
 class DistillationConfig(Settings):
-    """Uncertainty distillation (paper 3.5, Eq. 3).
-
-    Attributes:
-        entropy_threshold: τ_H as a share of ln C, the largest entropy there is.
-        reduction: "sum" or "mean" over the classes in Eq. (3); the paper writes the sum.
-        lambda_mil, lambda_uncertainty: λ1 and λ2.
-    """
+    """Uncertainty distillation (paper 3.5, Eq. 3)."""
 
     entropy_threshold: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """τ_H as a share of ln C, the largest entropy there is."""
     reduction: Literal["sum", "mean"] = "sum"
+    """over the classes in Eq. (3): "sum", as the paper writes it, or "mean"."""
     lambda_mil: Annotated[float, Field(ge=0)] = 1.0
+    """λ1, the weight of the loss of Eq. (2)."""
     lambda_uncertainty: Annotated[float, Field(ge=0)] = 0.15
+    """λ2, the weight of the loss of Eq. (3)."""
 
 
 class InferenceConfig(Settings):
-    """From class scores to labelled masks (paper 3.6).
-
-    Attributes:
-        score_threshold: masks whose highest class probability is below are dropped.
-        nms_iou: of two masks that overlap this much, only the higher score stays.
-        nms_per_class: compare only masks of the same class.
-        join_parts: then masks of one class that touch or overlap become one (the paper joins nothing).
-        smallest: then masks of fewer pixels of the image are dropped (the paper drops none).
-    """
+    """From class scores to labelled masks (paper 3.6)."""
 
     score_threshold: Annotated[float, Field(ge=0, le=1)] = 0.7
-    nms_iou: Share = 0.5
+    """masks whose highest class probability is below are dropped."""
+    nms_iou: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """of two masks that overlap this much, only the higher score stays."""
     nms_per_class: bool = False
+    """compare only masks of the same class."""
     join_parts: bool = False
+    """then masks of one class that touch or overlap become one (the paper joins nothing)."""
     smallest: Annotated[int, Field(ge=0)] = 0
+    """then masks of fewer pixels of the image are dropped (the paper drops none)."""
 
 
 class Profile(Settings):
-    """All of a run.
-
-    Attributes:
-        name: of the profile's file, without ".yaml".
-        world: printed on every figure and table.
-        seeds: of the heads, each once; tables show mean and standard deviation over them.
-        sam, sources, datasets, head, distillation, inference, clip: as explained there.
-        grid: side of a coarser grid; of SAM's points only the nearest to its points are used, all by default.
-    """
+    """All of a run."""
 
     name: str
+    """of the profile's file, without ".yaml"."""
     world: str
+    """printed on every figure and table."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    """of the heads, each once; tables show mean and standard deviation over them."""
     sam: SamConfig
     sources: Annotated[dict[str, SourceConfig], Field(min_length=1)]
     datasets: Annotated[dict[str, DataConfig], Field(min_length=1)]
@@ -265,6 +225,7 @@ class Profile(Settings):
     inference: InferenceConfig = InferenceConfig()
     clip: ClipConfig
     grid: Count | None = None
+    """side of a coarser grid; of SAM's points only the nearest to its points are used, all by default."""
 
     @field_validator("seeds")
     @classmethod

@@ -1,6 +1,5 @@
 """Files that are written whole or not at all, by one run at a time, and read with clear errors."""
 
-import contextlib
 import functools
 import hashlib
 import os
@@ -86,12 +85,11 @@ def locked(target: Path) -> Iterator[None]:
 def write_atomically(file: Path, content: str | bytes) -> None:
     """Write a temporary file and move it into place: readers see the old content or the new one, never a part."""
     temporary = file.with_name(f".{file.name}.part")
-    try:
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
             temporary.write_bytes(content.encode() if isinstance(content, str) else content)
             os.replace(temporary, file)
-    except UserError:
-        with contextlib.suppress(OSError):
+        except BaseException:
             temporary.unlink(missing_ok=True)
-        raise
+            raise

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from usam import paths
 
+UNITS = ("avx512_bf16", "amx_bf16", "bf16")  # for bfloat16, as torch names them: two of x86, one of Arm
 PACKAGES = (
     "torch", "segment-anything", "diffusers", "transformers", "numpy", "pycocotools", "opencv-python-headless",
 )  # fmt: skip
@@ -50,38 +51,14 @@ def supported_precision(precision: str) -> str:
 def best_precision(kind: str) -> str:
     """What "auto" means on "cpu" or "cuda": "bfloat16" where the hardware multiplies it, else "float32".
 
-    A CPU without units for bfloat16 computes it two to five times slower than float32, without a warning. One that has
-    them is timed for about 50 ms, since convolutions can be slow where matrix products are fast.
+    A CPU without units for bfloat16 computes it two to five times slower than float32, without a warning. Nothing is
+    timed here: on a busy machine two notebooks of one run could come to different answers, and mix their numbers.
+    docs/performance.md has measurements on both kinds of CPU.
     """
     if kind != "cpu":
         return "bfloat16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
     known = torch.cpu.get_capabilities()
-    if not any(known.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16")):  # x86, x86, Arm
-        return "float32"
-    steps = (_matrix_product, _convolution)
-    times = {kind: sum(_seconds(step, kind) for step in steps) for kind in (torch.float32, torch.bfloat16)}
-    return "bfloat16" if times[torch.bfloat16] < 0.9 * times[torch.float32] else "float32"
-
-
-def _seconds(step: Callable[[torch.dtype], Any], kind: torch.dtype) -> float:
-    """The fastest of three, after one to warm up."""
-    times = []
-    for _ in range(4):
-        start = time.perf_counter()
-        step(kind)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
-
-
-@torch.inference_mode()
-def _matrix_product(kind: torch.dtype) -> torch.Tensor:
-    return torch.ones(512, 512, dtype=kind) @ torch.ones(512, 512, dtype=kind)
-
-
-@torch.inference_mode()
-def _convolution(kind: torch.dtype) -> torch.Tensor:
-    image, filters = torch.ones(4, 64, 32, 32, dtype=kind), torch.ones(64, 64, 3, 3, dtype=kind)
-    return torch.nn.functional.conv2d(image, filters, padding=1)
+    return "bfloat16" if any(known.get(name) for name in UNITS) else "float32"
 
 
 @contextmanager
@@ -137,9 +114,8 @@ def commit() -> str:
     """The repository's commit, with "+" behind it when files differ from it; "unknown" outside a checkout."""
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", paths.ROOT, *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        command = ["git", "-C", paths.ROOT, *words]
+        return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
 
     try:
         changed = git("status", "--porcelain", "--untracked-files=no", "--", "usam", "notebooks", "profiles")
@@ -151,11 +127,9 @@ def commit() -> str:
 def hardware() -> str:
     """Processor, cores, memory and GPU, in one line."""
     name = platform.processor() or platform.machine()
-    try:
+    with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     memory = psutil.virtual_memory().total / 2**30
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return f"{name}, {processors()} cores, {memory:.0f} GiB, {gpu}"
@@ -179,10 +153,10 @@ def free_memory(device: torch.device | str = "cpu") -> int:
     return free
 
 
-def peak_memory() -> float:
-    """Largest resident memory of this process so far, in GiB."""
+def peak_memory(who: int = resource.RUSAGE_SELF) -> float:
+    """Largest resident memory so far, in GiB: of this process, or of any of its children that have ended."""
     unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+    return resource.getrusage(who).ru_maxrss * unit / 2**30
 
 
 @contextmanager

@@ -1,11 +1,8 @@
 """Notebooks of a run: which there are, which are still valid, and how papermill executes one."""
 
-import hashlib
-import json
 import os
 import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,9 @@ import papermill
 from ipykernel.kernelspec import write_kernel_spec
 from traitlets.config import Config
 
+from usam import paths
 from usam.errors import UserError
+from usam.pipeline import cache
 
 
 @dataclass(frozen=True)
@@ -24,13 +23,15 @@ class Job:
 
     Attributes:
         notebook: the file as it is in the repository.
-        output: where the executed notebook goes.
+        output: where the executed notebook goes, in `notebooks/` of the run's folder.
+        data: folder of the run's data sets; if it is deleted, the notebook is executed again.
         parameters: what is put behind the notebook's `parameters` cell.
-        key: SHA-256 of all that decides the result, noted in the executed notebook.
+        key: of all that decides the result, noted in the executed notebook.
     """
 
     notebook: Path
     output: Path
+    data: Path
     parameters: dict[str, Any]
     key: str
 
@@ -39,14 +40,15 @@ class Job:
         return self.notebook.name[:2]
 
     @property
-    def results(self) -> Path:
-        """The folder of the run."""
-        return self.output.parent.parent
-
-    @property
     def partial(self) -> Path:
         """Where the notebook is written while it runs: a half-executed one never looks finished."""
         return self.output.with_suffix(".partial.ipynb")
+
+    def written(self) -> dict[str, int]:
+        """Tables, figures and other results beside the notebooks, with the time each was written."""
+        results = self.output.parent.parent
+        found = [p for p in results.rglob("[!.]*") if p.is_file() and p.parent != self.output.parent]
+        return {p.relative_to(results).as_posix(): p.stat().st_mtime_ns for p in found}
 
 
 def read(notebook: Path) -> nbformat.NotebookNode:
@@ -61,54 +63,43 @@ def read(notebook: Path) -> nbformat.NotebookNode:
         raise UserError(f"{notebook} is no readable notebook ({error}): restore it from the repository") from error
 
 
-def plan(
-    notebooks: Path, results: Path, parameters: dict[str, Any], inputs: Sequence[Path], settings: Any = None
-) -> list[Job]:
+def plan(notebooks: Path, results: Path, data: Path, parameters: dict[str, Any], key: str) -> list[Job]:
     """All notebooks `NN_name.ipynb` of a folder in order, without those marked `usam.interactive` in their metadata.
 
     Args:
         notebooks: folder of the notebooks.
         results: folder of the run; executed notebooks go below it.
+        data: as in `Job`.
         parameters: given to every notebook.
-        inputs: other files that decide the results: profile, code, weights.
-        settings: as they are on this machine, JSON-like; they decide results, too.
+        key: of all else that decides the results: settings, code, weights.
 
     Raises:
         UserError: there is no notebook, one cannot be read, or one has no such parameter.
     """
-    digest = hashlib.sha256(json.dumps([parameters, settings], sort_keys=True).encode())
-    for file in inputs:
-        digest.update(f"{file.name}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
     jobs = []
     for notebook in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")):
         content = read(notebook)
         if content.metadata.get("usam", {}).get("interactive"):
             continue
-        check_parameters(notebook, content, parameters)
+        _check_parameters(notebook, parameters)
         cells = [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in content.cells]
-        digest.update(json.dumps([notebook.name, cells]).encode())  # the keys of the notebooks before are in it
-        jobs.append(Job(notebook, results / "notebooks" / notebook.name, parameters, digest.hexdigest()))
+        key = cache.key([key, parameters, notebook.name, cells])  # the keys of the notebooks before are in it
+        jobs.append(Job(notebook, results / "notebooks" / notebook.name, data, parameters, key))
     if not jobs:
         raise UserError(f"no notebooks NN_name.ipynb in {notebooks}: restore the folder from the repository")
     return jobs
 
 
-def check_parameters(notebook: Path, content: nbformat.NotebookNode, parameters: dict[str, Any]) -> None:
-    """An unknown parameter is an error: papermill only warns, and runs the notebook with its default.
-
-    Raises:
-        UserError: no `parameters` cell, no kernel named, or a parameter that is not in the cell.
-    """
-    if not any("parameters" in cell.metadata.get("tags", []) for cell in content.cells):
-        raise UserError(f"{notebook.name} has no cell tagged 'parameters': tag the one with {', '.join(parameters)}")
+def _check_parameters(notebook: Path, parameters: dict[str, Any]) -> None:
+    """An unknown parameter is an error: papermill only warns, and runs the notebook with its default."""
     try:
         known = papermill.inspect_notebook(notebook)
     except ValueError as error:
         raise UserError(f"{notebook.name} names no kernel: open it in JupyterLab, choose Python 3, save") from error
     if unknown := sorted(set(parameters) - set(known)):
         raise UserError(
-            f"{notebook.name} does not know the parameter {', '.join(unknown)}: "
-            f"its 'parameters' cell has {', '.join(known) or 'none'}"
+            f"{notebook.name} does not know the parameter {', '.join(unknown)}: write it into the cell that is tagged "
+            f"'parameters', which has {', '.join(known) or 'none'}"
         )
 
 
@@ -122,68 +113,60 @@ def choose(jobs: list[Job], only: str | None = None, start: str | None = None) -
     numbers = [job.number for job in jobs]
     if wanted is None:
         return jobs
-    if wanted not in numbers:
+    if wanted.zfill(2) not in numbers:
         raise UserError(f"no notebook {wanted}: there are {', '.join(numbers)}")
-    return [job for job in jobs if (job.number == wanted if only else job.number >= wanted)]
+    first = numbers.index(wanted.zfill(2))
+    return jobs[first : first + 1] if only else jobs[first:]
 
 
-def is_valid(job: Job, data: Path) -> bool:
-    """Whether the executed notebook exists, made from the same inputs, and none of its results was deleted."""
+def is_valid(job: Job) -> bool:
+    """Whether the executed notebook exists, made from the same inputs, and neither results nor data were deleted."""
     try:
-        known = nbformat.read(job.output, as_version=4).metadata.get("usam", {})
-    except (OSError, ValueError, AttributeError):
+        known = read(job.output).metadata.get("usam", {})
+    except UserError:
         return False
-    whole = all((job.results / file).is_file() for file in known.get("files", []))
-    return known.get("key") == job.key and whole and (data.exists() or not known.get("data"))
+    same = known.get("key") == job.key and (job.data.exists() or not known.get("data"))
+    return same and set(known.get("files", [])) <= set(job.written())
 
 
-def _written(job: Job) -> dict[str, int]:
-    """Tables, figures and other results beside the notebooks, with the time each was written."""
-    found = [p for p in job.results.rglob("[!.]*") if p.is_file() and p.parent != job.output.parent]
-    return {p.relative_to(job.results).as_posix(): p.stat().st_mtime_ns for p in found}
-
-
-def execute(job: Job, root: Path, data: Path) -> None:
-    """Run one notebook with papermill.
-
-    Args:
-        job: what to run.
-        root: working directory of the kernel.
-        data: folder whose existence afterwards is noted beside the key, as are the results that the notebook wrote.
+def execute(job: Job) -> None:
+    """Run one notebook with papermill, and note in it the key, the results that it wrote, and whether data exist.
 
     Raises:
         UserError: a cell failed, the kernel died or the disk is full; `job.partial` then holds what was executed.
     """
     try:
         job.output.parent.mkdir(parents=True, exist_ok=True)
-        before = _written(job)
+        before = job.written()
         done = papermill.execute_notebook(
             job.notebook,
             job.partial,
             job.parameters,
             kernel_name="python3",
-            cwd=root,
+            cwd=paths.ROOT,
             progress_bar={"desc": job.notebook.stem},
             coalesce_streams=True,  # of a progress bar, the last state alone
             start_timeout=600,  # seconds; a busy machine can need more than papermill's 60
             config=Config(KernelManager={"transport_encryption": "auto"}),  # else each kernel warns that it is not
         )
         done.metadata.papermill.update(input_path=job.notebook.name, output_path=job.output.name)  # no paths
-        files = sorted(name for name, when in _written(job).items() if before.get(name) != when)
-        left = {"key": job.key, "data": data.exists(), "files": files}
+        files = sorted(name for name, when in job.written().items() if before.get(name) != when)
+        left = {"key": job.key, "data": job.data.exists(), "files": files}
         done.metadata["usam"] = {**done.metadata.get("usam", {}), **left}
-        _without_widgets(done)
+        _remove_widgets(done)
         nbformat.write(done, job.partial)
         job.partial.replace(job.output)
     except papermill.PapermillExecutionError as error:
-        raise UserError(_failure(job, f"cell In [{error.exec_count}]", _reason(error))) from error
+        message = error.evalue.strip()
+        reason = message if error.ename == "UserError" else f"{error.ename}: {message}".splitlines()[0]
+        raise UserError(_failure(job, f"cell In [{error.exec_count}]: {reason}")) from error
     except RuntimeError as error:  # of nbclient: the kernel did not start, or died
-        raise UserError(_failure(job, "a cell", f"{error}; often the machine ran out of memory")) from error
+        raise UserError(_failure(job, f"a cell: {error}; often the machine ran out of memory")) from error
     except OSError as error:
         raise UserError(f"cannot write {error.filename or job.partial}: {error.strerror}") from error
 
 
-def _without_widgets(notebook: nbformat.NotebookNode) -> None:
+def _remove_widgets(notebook: nbformat.NotebookNode) -> None:
     """Remove widgets, which need a kernel; their HTML stays."""
     notebook.metadata.pop("widgets", None)
     for cell in notebook.cells:
@@ -191,40 +174,30 @@ def _without_widgets(notebook: nbformat.NotebookNode) -> None:
             output.get("data", {}).pop("application/vnd.jupyter.widget-view+json", None)
 
 
-def _reason(error: papermill.PapermillExecutionError) -> str:
-    message = error.evalue.strip()
-    return message if error.ename == "UserError" else f"{error.ename}: {message}".splitlines()[0]
-
-
-def _failure(job: Job, place: str, reason: str) -> str:
+def _failure(job: Job, what: str) -> str:
     return (
-        f"{job.notebook.name}, {place}: {reason}\n"
+        f"{job.notebook.name}, {what}\n"
         f"  what was executed: {job.partial}\n"
         f"  to continue after fixing it: the same command with --from {job.number}"
     )
 
 
-def _use_own_kernel(folder: str) -> None:
-    """Let "python3" mean this interpreter from now on, whatever kernels the user has registered.
+def run(jobs: list[Job], force: bool = False) -> None:
+    """Execute the jobs in order, one line each; valid ones are reused unless `force`.
 
-    Its log level hides the traceback that a kernel prints when Ctrl-C stops it in a cell.
-    """
-    write_kernel_spec(Path(folder) / "kernels" / "python3", extra_arguments=["--log-level=CRITICAL"])
-    os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
-
-
-def run(jobs: list[Job], root: Path, data: Path, force: bool = False) -> None:
-    """Execute the jobs in order, in kernels of this interpreter, one line each; valid ones are reused unless `force`.
+    "python3" means this interpreter meanwhile, whatever kernels the user has registered. The kernels' log level hides
+    the traceback that one prints when Ctrl-C stops it in a cell.
 
     Raises:
         UserError: a notebook failed; those before it stay.
     """
     with tempfile.TemporaryDirectory(prefix="usam-kernel-") as folder:
-        _use_own_kernel(folder)
+        write_kernel_spec(Path(folder) / "kernels" / "python3", extra_arguments=["--log-level=CRITICAL"])
+        os.environ["JUPYTER_PATH"] = os.pathsep.join(filter(None, [folder, os.environ.get("JUPYTER_PATH")]))
         for job in jobs:
-            if not force and is_valid(job, data):
+            if not force and is_valid(job):
                 print(f"{job.notebook.stem}: reused (its inputs have not changed)", flush=True)
                 continue
             start = time.perf_counter()
-            execute(job, root, data)
+            execute(job)
             print(f"{job.notebook.stem}: done in {time.perf_counter() - start:.0f} s", flush=True)

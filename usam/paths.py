@@ -21,5 +21,4 @@ def results(profile: str) -> Path:
 
 def resolve(path: str | Path) -> Path:
     """`path` as given if absolute, else relative to the repository's root."""
-    path = Path(path).expanduser()
-    return path if path.is_absolute() else ROOT / path
+    return ROOT / Path(path).expanduser()  # an absolute path replaces the root

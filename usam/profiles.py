@@ -12,25 +12,16 @@ from usam.config import Profile, in_words
 from usam.errors import UserError
 
 
-def names() -> list[str]:
-    """The profiles there are."""
-    return sorted(p.stem for p in paths.PROFILES.glob("*.yaml"))
-
-
-def load(name: str, folder: Path | None = None, seed: int | None = None) -> Profile:
-    """Read and check the profile `name`.
-
-    Args:
-        name: of a file `NAME.yaml`; with the key `base` it says only what differs from that profile.
-        folder: where it lies, `profiles/` by default.
-        seed: to come first; the number of seeds stays.
+def load(name: str, seed: int | None = None) -> Profile:
+    """Read and check the profile `name`; `seed`, if given, comes first, and the number of seeds stays.
 
     Raises:
         UserError: no such profile, no valid YAML, an unknown key or a value of the wrong type (the key is named).
     """
     content: dict[str, Any] = {}
-    for file in files(name, folder):
-        content = _over(content, {key: value for key, value in _read(file).items() if key != "base"})
+    for file in files(name):
+        content = _over(content, _read(file))
+    content.pop("base", None)
     try:
         profile = Profile.model_validate_json(json.dumps(content | {"name": name}, default=str))  # lists may be tuples
     except ValidationError as error:
@@ -43,19 +34,18 @@ def load(name: str, folder: Path | None = None, seed: int | None = None) -> Prof
     return profile.model_copy(update={"seeds": seeds})
 
 
-def files(name: str, folder: Path | None = None) -> list[Path]:
-    """The profile's file, after those that it is based on.
+def files(name: str) -> list[Path]:
+    """The profile's file, after those that it is based on: a file with the key `base` says only what differs.
 
     Raises:
         UserError: one is not there or no valid YAML, or they go in a circle.
     """
     found: list[Path] = []
     while name:
-        file = (folder or paths.PROFILES) / f"{name}.yaml"
+        file = paths.PROFILES / f"{name}.yaml"
         if not file.is_file():
-            raise UserError(
-                f"no profile '{name}': choose one of {', '.join(names())}, or write {file.name} into profiles/"
-            )
+            known = ", ".join(sorted(p.stem for p in paths.PROFILES.glob("*.yaml")))
+            raise UserError(f"no profile '{name}': choose one of {known}, or write {file.name} into profiles/")
         if file in found:
             raise UserError(f"profiles/{file.name}: it is its own base: take the key 'base' out of one of the files")
         found.append(file)

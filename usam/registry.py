@@ -4,22 +4,16 @@ CONTRIBUTING.md says how to add a data set, a source of images or a method.
 """
 
 import importlib
-import inspect
 from pathlib import Path
 from typing import Any
 
 from usam.errors import UserError
 
 
-class Registry(dict[str, Any]):
-    """Parts of one kind by name; a part is an object, or "module:name", which is imported when it is asked for.
+class Registry(dict[str, str]):
+    """Parts of one `kind` by name, each as "module:name", which is imported when it is asked for."""
 
-    Args:
-        kind: what the parts are, for messages.
-        parts: those that the project brings along.
-    """
-
-    def __init__(self, kind: str, parts: dict[str, Any]):
+    def __init__(self, kind: str, parts: dict[str, str]):
         super().__init__(parts)
         self.kind = kind
 
@@ -31,21 +25,15 @@ class Registry(dict[str, Any]):
         """
         if name not in self and ":" not in name:
             raise UserError(f"no {self.kind} '{name}': choose from {', '.join(self)}, or name your own as module:name")
-        part = self.get(name, name)
-        return imported(part) if isinstance(part, str) else part
+        return imported(self.get(name, name))
 
     def own_code(self) -> list[Path]:
-        """Where the code of the parts lies that are not the project's."""
-        files = [
-            source_folder(part) if isinstance(part, str) else inspect.getsourcefile(part)
-            for part in self.values()
-            if not (part if isinstance(part, str) else part.__module__).startswith("usam.")
-        ]
-        return sorted(Path(file) for file in files if file)
+        """The folders of the parts that are not the project's."""
+        return sorted(source_folder(part) for part in self.values() if not part.startswith("usam."))
 
 
 # (root, split, class names or None for all) -> a `usam.data.datasets.Dataset`
-DATASET_READERS = Registry("data set reader", {"voc": "usam.data.voc:VocDataset", "coco": "usam.data.coco:read_folder"})
+DATASET_READERS = Registry("data set reader", {"voc": "usam.data.voc:VocDataset", "coco": "usam.data.coco:CocoDataset"})
 # `usam.data.sources.ImageSource` objects
 IMAGE_SOURCES = Registry(
     "source of training images", {"generate": "usam.data.generate:SOURCE", "crawl": "usam.data.web_images:SOURCE"}

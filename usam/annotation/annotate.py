@@ -41,7 +41,7 @@ CROWDED = 0.8  # a larger share of labelled pixels is rarely right
 
 @dataclass(frozen=True)
 class Annotated:
-    """What `annotate` made.
+    """What `annotate` made; `usam.annotation.viewer.Viewer` shows it.
 
     Attributes:
         out: folder of the data set.
@@ -74,7 +74,6 @@ def annotate(
     *,
     profile: str | Profile = "mini",
     source: str | None = None,
-    seed: int | None = None,
     others: str | Sequence[str] = (),
     score_threshold: float | None = None,
     nms_iou: float | None = None,
@@ -94,9 +93,8 @@ def annotate(
             bicycle" or "{animal: [cat, dog], person: [person]}".
         out: folder of the data set: new, empty, or that of an earlier run, which is resumed (images that are no longer
             asked for are removed from it). By default, the images' folder with "-labelled" added to its name.
-        profile: name of a file in `profiles/`, or a profile.
+        profile: name of a file in `profiles/`, or a profile; the head is trained with its first seed.
         source: of the training images, "web" or "synthetic"; by default "web" if the profile has it.
-        seed: of the head; by default the profile's first.
         others: names of things in the images to leave alone: they train one more class, whose masks are dropped.
         score_threshold: masks whose class has a lower probability are dropped (0 to 1; in the paper 0.7).
         nms_iou: of two masks that overlap by this IoU or more, the one with the lower score is dropped (0 to 1; 0.5).
@@ -107,9 +105,6 @@ def annotate(
 
     Settings from `score_threshold` to `smallest` that are not given are the profile's.
 
-    Returns:
-        An `Annotated`, with the tables `.images` and `.skipped`; `usam.annotation.viewer.Viewer` shows it.
-
     Raises:
         UserError: no image was found, a class name or setting cannot be used, or `out` holds something else; with
             `strict`, an image was skipped. Everything finished is kept.
@@ -118,23 +113,22 @@ def annotate(
     chosen = _with(chosen, score_threshold=score_threshold, nms_iou=nms_iou, nms_per_class=nms_per_class,
                    join_parts=join_parts, smallest=smallest)  # fmt: skip
     source = source or ("web" if "web" in chosen.sources else next(iter(chosen.sources)))
-    seed = chosen.seeds[0] if seed is None else seed
     gathered = inputs.gathered_names(classes, others)
     names = [name for name in gathered if name != NOTHING]
     folder = (Path(out).expanduser() if out else inputs.default_out(images)).resolve()
-    _check_folder(folder)
+    if folder.exists() and not (folder / RECORDS).is_dir() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} holds something else: choose a new folder for the result, or an empty one")
     found = inputs.find(images, folder)
     _check_disks(folder, found, chosen.sam.points_per_side**2)
     published.get_files(chosen.model_copy(update={"datasets": {}}))  # SAM, if it is a published one
-    head, place = stages.heads_of(chosen, gathered, source, seed).student, stages.single_image_folder(chosen)
+    head, place = stages.heads_of(chosen, gathered, source, chosen.seeds[0]).student, stages.single_image_folder(chosen)
     files = {image.name: place / image.state[:2] / f"{image.state}.npz" for image in found}
     with locked(folder / RECORDS / "run"):
         reasons = _embed(found, files, chosen)
-        readable = [image for image in found if image.name not in reasons]
-        rows = _label(readable, files, chosen, head, names, folder, reasons)
-        skipped = [(image.original, reasons[image.name]) for image in found if image.name in reasons]
-        skipped = pd.DataFrame(skipped, columns=["original", "reason"])
-        table = export.finish(folder, names, rows, skipped, _provenance(chosen, gathered, source, seed, head))
+        rows = _label(found, files, chosen, head, names, folder, reasons)
+        without = [(image.original, reasons[image.name]) for image in found if image.name in reasons]
+        skipped = pd.DataFrame(without, columns=["original", "reason"])
+        table = export.finish(folder, names, rows, skipped, _provenance(chosen, gathered, source, head))
     _report(folder, table, skipped, strict)
     return Annotated(folder, names, table, skipped, head, chosen, files)
 
@@ -147,12 +141,6 @@ def _with(profile: Profile, **wanted: Any) -> Profile:
         except ValidationError as error:
             raise UserError(f"{key}={value!r}: {error.errors()[0]['msg']}") from error
     return profile
-
-
-def _check_folder(out: Path) -> None:
-    """Leave a folder alone that holds anything but an earlier result."""
-    if out.exists() and not (out.is_dir() and ((out / RECORDS).is_dir() or not any(out.iterdir()))):
-        raise UserError(f"{out} holds something else: choose a new folder for the result, or an empty one")
 
 
 def _check_disks(out: Path, images: Sequence[InputImage], points: int) -> None:
@@ -196,7 +184,7 @@ def _label(
 ) -> list[dict[str, Any]]:
     """Write the files of each image that has none with these settings; returns the row of each in images.csv.
 
-    An image that can no longer be read is added to `reasons`.
+    Leaves out the images in `reasons`, and adds those that can no longer be read.
     """
     sam = stages.single_image_folder(profile).name  # a key of SAM and its settings
     settings = cache.key([_digest(head), names, profile.inference, profile.grid, sam], CODE)
@@ -217,21 +205,22 @@ def _label(
             reasons[image.name] = str(error)
             return None
 
+    readable = [image for image in images if image.name not in reasons]
     with machine.workers(machine.cores()) as each:
-        rows = tqdm(each(one, images), "annotated", len(images), unit="image")
+        rows = tqdm(each(one, readable), "annotated", len(readable), unit="image")
         return [row for row in rows if row is not None]
 
 
 def _provenance(
-    profile: Profile, gathered: Mapping[str, Sequence[str]], source: str, seed: int, head: MaskClassifier
+    profile: Profile, gathered: Mapping[str, Sequence[str]], source: str, head: MaskClassifier
 ) -> dict[str, Any]:
     """All that is needed to make the data set again."""
     made = stages.training_images(profile, source, sorted({name for names in gathered.values() for name in names}))
     return dict(
-        classes={name: list(names) for name, names in gathered.items()},
+        classes=gathered,
         source=source,
         training_images={"images": len(made.table), "key": made.key},
-        seed=seed,
+        seed=profile.seeds[0],
         profile=profile.name,
         settings=profile.decisive(),
         sam_sha256=sha256(stages.find_checkpoint(profile)),
@@ -260,12 +249,11 @@ def _report(out: Path, table: pd.DataFrame, skipped: pd.DataFrame, strict: bool)
         )
     if skipped.empty:
         return
-    lines = [f"  {row.original}: {row.reason}" for row in skipped.head(10).itertuples()]
-    more = [f"  ... and {len(skipped) - 10} more"] * (len(skipped) > 10)
-    print("\n".join([f"{len(skipped)} images skipped, all listed in {here / 'skipped.csv'}:", *lines, *more]))
+    print(f"{len(skipped)} images skipped, all listed in {here / 'skipped.csv'}; the first of them:")
+    for row in skipped.head(10).itertuples():
+        print(f"  {row.original}: {row.reason}")
     if strict:
         raise UserError(
-            f"{len(skipped)} of {len(skipped) + len(table)} images were skipped, for example "
-            f"{skipped['original'][0]} ({skipped['reason'][0]}); the others are in {here}: repair or remove those in "
-            "skipped.csv, then start again"
+            f"{len(skipped)} of {len(skipped) + len(table)} images were skipped, for example {skipped['original'][0]} "
+            f"({skipped['reason'][0]}): repair or remove those in {here / 'skipped.csv'}, then start again"
         )

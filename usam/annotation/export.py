@@ -19,7 +19,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,8 @@ FILES = (  # of an image
     "overlays/{}.jpg",
 )
 COCO_FILES = {"instances.json": "segmentation", "instances_polygons.json": "polygons"}  # and the key of their masks
-OVERLAY_SIDE, PAGE = 640, 500  # pixels of an overlay's longer side; images on a page
+OVERLAY_SIDE = 640  # pixels of the longer side
+PAGE = 500  # images on a page
 COLUMNS = ["name", "original", "width", "height", "objects", "labelled", "expected_error", "sha256", "classes"]
 
 
@@ -163,11 +164,10 @@ def _overlay(
     labels = found.labels[::-1]
     masks = to_image_size(found.masks, extent, small.size[::-1])[::-1]  # the highest score on top
     image = Image.fromarray(figures.overlay(np.asarray(small), masks, figures.class_colors(len(names))[labels]))
-    draw = ImageDraw.Draw(image)
+    draw, style = ImageDraw.Draw(image), dict(font_size=20, anchor="mm", stroke_width=2, stroke_fill="black")
     for mask, label in zip(masks, labels, strict=True):
         if mask.any():
-            place = figures.middle(mask)
-            draw.text(place, names[label], "white", font_size=20, anchor="mm", stroke_width=2, stroke_fill="black")
+            draw.text(figures.middle(mask), names[label], "white", **style)
     return image
 
 
@@ -198,24 +198,23 @@ def finish(
 
 def _clean(out: Path, names: set[str]) -> int:
     """Remove files of other images, and half-written ones of a killed run; returns the number of images removed."""
-    removed = sum(file.stem not in names for file in (out / RECORDS).glob("*.json"))
-    for pattern in (*FILES, f"{RECORDS}/{{}}.json"):
-        folder, ending = (out / pattern).parent, Path(pattern).suffix
-        for file in folder.iterdir() if folder.is_dir() else ():
-            if file.suffix == ".part" or (file.suffix == ending and file.stem not in names):
-                file.unlink()
-    for page in out.glob("page_*.html"):
-        page.unlink()
-    return removed
+    patterns = (*FILES, f"{RECORDS}/{{}}.json")
+    others = [file for some in patterns for file in out.glob(some.format("*")) if file.stem not in names]
+    halves = [file for some in patterns for file in out.glob(some.format(".*") + ".part")]
+    for file in (*others, *halves, *out.glob("page_*.html")):
+        file.unlink()
+    return sum(file.parent.name == RECORDS for file in others)
 
 
 def _write_coco(out: Path, names: Sequence[str], rows: Sequence[dict[str, Any]]) -> None:
     """Both json files, image by image: memory does not grow with the number of masks."""
     folder = out / "annotations"
     categories = json.dumps([{"id": k, "name": name} for k, name in enumerate(names, 1)])
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    table = table.assign(id=range(1, len(rows) + 1), file_name=table["name"] + ".jpg")
-    images = table[["id", "file_name", "width", "height", "original", "expected_error"]].to_dict("records")
+    copied = ("width", "height", "original", "expected_error")
+    images = [
+        json.dumps({"id": k, "file_name": f"{row['name']}.jpg"} | {key: row[key] for key in copied})
+        for k, row in enumerate(rows, 1)
+    ]
     for name, kind in COCO_FILES.items():
         part = folder / f".{name}.part"
         with writing(folder):
@@ -223,28 +222,19 @@ def _write_coco(out: Path, names: Sequence[str], rows: Sequence[dict[str, Any]])
             with open(part, "w", encoding="utf-8") as file:
                 file.write('{"info": {"description": "made by U-SAM from class names"}, "licenses": [],\n')
                 file.write(f'"categories": {categories},\n"images": [\n')
-                file.writelines(_lines(images))
-                file.write('],\n"annotations": [\n')
-                file.writelines(_lines(_annotations(out, rows, kind)))
-                file.write("]}\n")
+                file.write(",\n".join(images) + '\n],\n"annotations": [\n')
+                for number, one in enumerate(_annotations(out, rows, kind), 1):
+                    file.write((",\n" if number > 1 else "") + json.dumps({"id": number} | one))
+                file.write("\n]}\n")
             os.replace(part, folder / name)
 
 
 def _annotations(out: Path, rows: Sequence[dict[str, Any]], kind: str) -> Iterator[dict[str, Any]]:
-    """COCO's annotations from the records, with ids."""
-    number = 0
+    """COCO's annotations from the records, without ids of their own."""
     for image_id, row in enumerate(rows, 1):
         for one in json.loads((out / RECORDS / f"{row['name']}.json").read_text())["objects"]:
-            number += 1
             rest = {key: value for key, value in one.items() if key not in ("segmentation", "polygons", "yolo")}
-            yield {"id": number, "image_id": image_id, **rest, "segmentation": one[kind]}
-
-
-def _lines(items: Iterable[dict[str, Any]]) -> Iterator[str]:
-    """JSON, one item per line, commas between them."""
-    for k, item in enumerate(items):
-        yield (",\n" if k else "") + json.dumps(item)
-    yield "\n"
+            yield {"image_id": image_id} | rest | {"segmentation": one[kind]}
 
 
 HEAD = """<!DOCTYPE html>
@@ -260,20 +250,19 @@ figcaption { font-size: .85rem; overflow-wrap: anywhere; } nav a { margin-right:
 
 
 def _write_pages(out: Path, names: Sequence[str], table: pd.DataFrame) -> None:
-    pages = max(1, -(-len(table) // PAGE))
-    files = ["index.html", *(f"page_{k}.html" for k in range(2, pages + 1))]
-    links = "".join(f'<a href="{file}">{k}</a>' for k, file in enumerate(files, 1)) if pages > 1 else ""
+    parts = [table.iloc[k : k + PAGE] for k in range(0, max(len(table), 1), PAGE)]
+    files = ["index.html", *(f"page_{k}.html" for k in range(2, len(parts) + 1))]
+    links = "".join(f'<a href="{file}">{k}</a>' for k, file in enumerate(files, 1)) if len(files) > 1 else ""
     title = f"{len(table)} annotated images"
     about = f"""{table["objects"].sum()} objects of {html.escape(", ".join(names))}. Images with the highest expected
 pixel error come first: those without any object, then those of which a large share is probably labelled wrongly (large
 masks with low scores). Click an image to see it without masks."""
-    for k, file in enumerate(files):
-        rows = table.iloc[k * PAGE : (k + 1) * PAGE].to_dict("records")
+    for file, part in zip(files, parts, strict=True):
+        shown = "\n".join(_figure(row, names) for row in part.to_dict("records"))
         write_atomically(
             out / file,
-            f"{HEAD}<title>{title}</title>\n<h1>{title}</h1>\n<p>{about}</p>\n<nav>{links}</nav>\n<main>\n"
-            + "\n".join(_figure(row, names) for row in rows)
-            + f"\n</main>\n<nav>{links}</nav>\n</html>\n",
+            f"{HEAD}<title>{title}</title>\n<h1>{title}</h1>\n<p>{about}</p>\n<nav>{links}</nav>\n"
+            f"<main>\n{shown}\n</main>\n<nav>{links}</nav>\n</html>\n",
         )
 
 

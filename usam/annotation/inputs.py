@@ -37,14 +37,14 @@ def gathered_names(classes: ClassChoice, others: str | Sequence[str] = ()) -> di
         UserError: fewer than two classes, or too many; a name that cannot be used, or is given twice.
     """
     given = _parsed(classes)
-    pairs = list(given.items()) if isinstance(given, dict) else [(name, [name]) for name in given]
+    pairs = [*given.items()] if isinstance(given, dict) else [(name, [name]) for name in given]
     check_names(list(dict(pairs)))
     if NOTHING in dict(pairs):
         raise UserError(f"the class name '{NOTHING}' is reserved for `others`: give those names as `others`")
     if left_alone := _parsed(others):
         pairs.append((NOTHING, list(left_alone)))
     names = [name for _, some in pairs for name in some]
-    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+    if repeated := [name for name in names if names.count(name) > 1]:
         raise UserError(f"'{repeated[0]}' is named twice: use each name once, in one class or in `others`")
     if empty := [name for name, some in pairs if not some]:
         raise UserError(f"class '{empty[0]}' gathers no names: add some, or leave the class out")
@@ -65,9 +65,8 @@ def _parsed(names: Any) -> list[str] | dict[str, list[str]]:
         try:
             names = yaml.safe_load(names) or []
         except yaml.YAMLError as error:
-            raise UserError(
-                f"class names {names!r} cannot be read: write 'dog, bicycle' or '{{animal: [cat, dog]}}'"
-            ) from error
+            how = "write 'dog, bicycle' or '{animal: [cat, dog]}'"
+            raise UserError(f"class names {names!r} cannot be read: {how}") from error
     if isinstance(names, str):
         return [name.strip() for name in names.split(",") if name.strip()]
     if isinstance(names, Mapping):
@@ -76,21 +75,13 @@ def _parsed(names: Any) -> list[str] | dict[str, list[str]]:
 
 
 class InputImage(NamedTuple):
-    """An image to be annotated.
-
-    Attributes:
-        file: its path.
-        original: its path from the folder that holds all images of the run.
-        name: of its files in the data set, without ending.
-        size: in bytes.
-        state: a key that changes when the file does.
-    """
+    """An image to be annotated."""
 
     file: Path
-    original: str
-    name: str
-    size: int
-    state: str
+    original: str  # its path from the folder that holds all images of the run
+    name: str  # of its files in the data set, without ending
+    size: int  # in bytes
+    state: str  # a key that changes when the file does
 
 
 def default_out(images: ImageChoice) -> Path:
@@ -112,7 +103,7 @@ def find(images: ImageChoice, out: Path) -> list[InputImage]:
     """The images that were asked for, each once, sorted by path.
 
     From a folder, files with the ending of an image format are taken; hidden files and those below `out` are not, and
-    the rest is counted in a printed line. Files that are named, or match a pattern, are taken whatever their ending.
+    a printed line counts the rest. Files that are named, or match a pattern, are taken whatever their ending.
 
     Raises:
         UserError: there are none.
@@ -152,12 +143,10 @@ def _files_below(folder: Path, ignored: Counter[str]) -> list[Path]:
     for path in folder.rglob("*"):
         if _hidden(path.relative_to(folder)) or (os.path.isdir(path) and not path.is_symlink()):
             continue
-        kind = path.suffix.lower() or "without ending"
-        if results & set(path.parents):
-            kind = "files of earlier results"
-        elif os.path.isdir(path):
-            kind = "links to folders"
-        if kind in endings:
+        kind = "links to folders" if os.path.isdir(path) else path.suffix.lower() or "without ending"
+        if not results.isdisjoint(path.parents):
+            ignored["files of earlier results"] += 1
+        elif kind in endings:
             files.append(path)
         else:
             ignored[kind] += 1

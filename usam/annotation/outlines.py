@@ -1,6 +1,5 @@
 """Outlines of masks as polygons that give the same masks again: COCO's, and the single one that YOLO allows."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
 import cv2
@@ -48,11 +47,8 @@ def _rings(mask: np.ndarray, scale: int) -> list[tuple[np.ndarray, list[np.ndarr
     if tolerance:
         simple = [cv2.approxPolyDP(ring, tolerance, True) for ring in contours]
         contours = [few if _area(few) else ring for few, ring in zip(simple, contours, strict=True)]
-    parents, rings = tree[0, :, 3].tolist(), [ring[:, 0].astype(float) for ring in contours]
-    holes = defaultdict(list)
-    for parent, ring in zip(parents, rings, strict=True):
-        holes[parent].append(ring)
-    return [(ring, holes[k]) for k, ring in enumerate(rings) if parents[k] < 0]
+    parents, rings = tree[0, :, 3], [ring[:, 0].astype(float) for ring in contours]
+    return [(rings[k], [rings[j] for j in np.flatnonzero(parents == k)]) for k in np.flatnonzero(parents < 0)]
 
 
 def _area(ring: np.ndarray) -> float:
@@ -62,28 +58,20 @@ def _area(ring: np.ndarray) -> float:
 def _connected(ring: np.ndarray, others: Sequence[np.ndarray]) -> np.ndarray:
     """One ring (n, 2) that visits other rings, always the nearest to those it has visited: paths cross no ring."""
     rings = [ring, *others]
-    points, ends = np.concatenate(rings), np.cumsum([len(one) for one in rings])
-    owner = np.repeat(range(len(rings)), [len(one) for one in rings])  # the ring of each point
-    entries = {0: 0}  # ring -> its point at which it is entered, in the order of the visits
-    exits = defaultdict(list)  # point -> rings that are visited from it, the latest first
-    near, place = np.full(len(points), np.inf), np.zeros(len(points), int)  # distance to the nearest visited point
-    rest, newest = np.flatnonzero(owner), 0
+    points, owner = np.concatenate(rings), np.repeat(range(len(rings)), [len(one) for one in rings])
+    path, newest = list(range(len(ring))), 0  # indices of points; the ring that was visited last
+    distance, origin = np.full(len(points), np.inf), np.zeros(len(points), int)  # from the nearest visited point
+    rest = np.flatnonzero(owner)
     while len(rest):
-        start = int(ends[newest]) - len(rings[newest])
-        distance, nearest = KDTree(rings[newest]).query(points[rest])
-        closer = distance < near[rest]
-        near[rest[closer]], place[rest[closer]] = distance[closer], start + nearest[closer]
-        entry = int(rest[near[rest].argmin()])
-        newest = int(owner[entry])
-        entries[newest] = entry
-        exits[int(place[entry])].insert(0, newest)
+        visited = np.flatnonzero(owner == newest)
+        to_newest, nearest = KDTree(points[visited]).query(points[rest])
+        closer = to_newest < distance[rest]
+        distance[rest[closer]], origin[rest[closer]] = to_newest[closer], visited[nearest[closer]]
+        entry = rest[distance[rest].argmin()]
+        newest = owner[entry]
+        turn = np.flatnonzero(owner == newest)
+        turn = np.roll(turn, turn[0] - entry)  # begins at the entry
+        at = path.index(origin[entry]) + 1
+        path[at:at] = [*turn, entry, origin[entry]]
         rest = rest[owner[rest] != newest]
-    paths: dict[int, list[int]] = {}
-    for visited, entry in reversed(entries.items()):  # rings that are visited from a ring come after it
-        start, end = int(ends[visited]) - len(rings[visited]), int(ends[visited])
-        paths[visited] = []
-        for point in (*range(entry, end), *range(start, entry)):
-            paths[visited].append(point)
-            for other in exits[point]:
-                paths[visited] += [*paths.pop(other), entries[other], point]
-    return points[paths[0]]
+    return points[path]

@@ -3,7 +3,7 @@
 import base64
 import html
 import io
-import time
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
@@ -20,13 +20,14 @@ from usam.method.masks import to_image_size
 from usam.report import figures
 
 VIEW = (720, 540)  # largest width and height of the view, in pixels
+SWATCH = '<div style="width:1em; height:1em; margin:.5em; background:{}"></div>'
 WIDE = "display:block; width:100%; height:auto"  # image and masks fill their frame
-STYLE = """<style>
-.usam text { pointer-events: none; font: 13px sans-serif; fill: white; stroke: black; stroke-width: 3px;
-    paint-order: stroke; text-anchor: middle; dominant-baseline: central; }
-.usam .score { visibility: hidden; font-size: 16px; font-weight: bold; }
-.usam path:hover { fill-opacity: 0.75; stroke-width: 3px; }
-%s</style>"""
+HOVER = "<style>.usam path:hover { fill-opacity: 0.75; stroke-width: 3px; }</style>"
+SHAPE = 'fill-opacity="0.45" fill-rule="evenodd" stroke="white" stroke-width="1.5"'
+TEXT = (
+    'style="pointer-events:none; font:13px sans-serif; fill:white; stroke:black; stroke-width:3px; '
+    'paint-order:stroke; text-anchor:middle; dominant-baseline:central"'
+)
 
 
 class Viewer(widgets.VBox):
@@ -35,24 +36,23 @@ class Viewer(widgets.VBox):
     SAM's embeddings are kept, so a slider needs no SAM. Nothing here changes a file: pass the values you choose to
     `annotate`.
 
-    Args:
-        annotated: what `annotate` returned.
-
     Attributes:
         score, nms: sliders for the thresholds.
         switches: a checkbox for each class.
         number: of the image, counted from 1.
         back, forward: buttons.
         drawing: the masks, as SVG over the image.
-        status: the image's name, the number of masks, and the milliseconds it took to draw them.
+        status: the image's name and the number of masks.
     """
 
     def __init__(self, annotated: Annotated) -> None:
         self._annotated, self._config = annotated, annotated.profile.inference
         self._colors = [to_hex(color) for color in figures.class_colors(len(annotated.names))]
         self._image, self.drawing, self.status = widgets.HTML(), widgets.HTML(), widgets.HTML()
-        self.score = _slider("score at least", self._config.score_threshold, 0.0)
-        self.nms = _slider("overlap below", self._config.nms_iou, 0.01)
+        wide = {"max": 1.0, "step": 0.01, "style": {"description_width": "7rem"}, "layout": {"width": "24rem"}}
+        threshold, nms_iou = self._config.score_threshold, self._config.nms_iou
+        self.score = widgets.FloatSlider(threshold, min=0.0, description="score at least", **wide)
+        self.nms = widgets.FloatSlider(nms_iou, min=0.01, description="overlap below", **wide)
         self.switches = [widgets.Checkbox(True, description=name, indent=False) for name in annotated.names]
         objects = annotated.images["objects"].to_numpy()
         first = int((objects > 0).argmax()) + 1 if len(objects) else 1  # an image with masks to look at
@@ -61,7 +61,10 @@ class Viewer(widgets.VBox):
         for layer in (self._image, self.drawing):
             layer.layout.grid_area = "1 / 1"  # one on top of the other
         self._frame = widgets.GridBox([self._image, self.drawing])
-        switches = [_with_color(*one) for one in zip(self.switches, self._colors, strict=True)]
+        switches = [
+            widgets.HBox([widgets.HTML(SWATCH.format(color)), switch], layout={"width": "12rem"})
+            for color, switch in zip(self._colors, self.switches, strict=True)
+        ]
         super().__init__([
             widgets.HBox([self.back, self.number, self.forward]),
             widgets.HBox([self.score, self.nms]),
@@ -85,8 +88,8 @@ class Viewer(widgets.VBox):
         self._name = self._annotated.images["name"][self.number.value - 1]
         self._embeddings = self._annotated.embeddings(self._name)
         self._probability = inference.probabilities(self._annotated.head, self._embeddings.tokens)
-        with Image.open(self._annotated.out / "images" / f"{self._name}.jpg") as image:
-            small = image_files.contained(image.convert("RGB"), *VIEW)
+        pixels = image_files.read(self._annotated.out / "images" / f"{self._name}.jpg")
+        small = image_files.contained(Image.fromarray(pixels), *VIEW)
         self._size = small.size[::-1]
         small.save(content := io.BytesIO(), "JPEG", quality=90)
         data = base64.b64encode(content.getvalue()).decode()
@@ -104,18 +107,14 @@ class Viewer(widgets.VBox):
         return found.only(np.isin(found.labels, [k for k, switch in enumerate(self.switches) if switch.value]))
 
     def _redraw(self) -> None:
-        start = time.perf_counter()
         found = self.found()
         masks = to_image_size(found.masks, self._embeddings.extent, self._size)
         visible = masks.any((1, 2))  # a mask can be thinner than a pixel of the view
         masks, found = masks[visible], found.only(visible)
-        captions = [
-            (self._annotated.names[label], f"{score:.2f}", self._colors[label])
-            for label, score in zip(found.labels, found.scores, strict=True)
-        ]
-        self.drawing.value = svg(masks, captions)
-        milliseconds = 1000 * (time.perf_counter() - start)
-        self.status.value = f"{html.escape(self._name)}: {len(masks)} masks, drawn in {milliseconds:.0f} ms"
+        names = [self._annotated.names[label] for label in found.labels]
+        colors = [self._colors[label] for label in found.labels]
+        self.drawing.value = svg(masks, names, found.scores, colors)
+        self.status.value = f"{html.escape(self._name)}: {len(masks)} masks"
 
     def _repr_mimebundle_(self, **options: Any) -> dict[str, str]:
         """The widget, and a still image for pages and viewers without a kernel."""
@@ -125,42 +124,16 @@ class Viewer(widgets.VBox):
         return super()._repr_mimebundle_(**options) | {"text/html": still}
 
 
-def _slider(description: str, value: float, low: float) -> widgets.FloatSlider:
-    options = {"style": {"description_width": "7rem"}, "layout": widgets.Layout(width="24rem")}
-    return widgets.FloatSlider(value, min=low, max=1.0, step=0.01, description=description, **options)
-
-
-def _with_color(switch: widgets.Checkbox, color: str) -> widgets.HBox:
-    swatch = widgets.HTML(f'<div style="width:1em; height:1em; margin:.5em; background:{color}"></div>')
-    return widgets.HBox([swatch, switch], layout={"width": "12rem"})
-
-
-def svg(masks: np.ndarray, captions: list[tuple[str, str, str]]) -> str:
-    """Masks (n, H, W) bool with the name, score and colour of each; the first lie on top."""
+def svg(masks: np.ndarray, names: Sequence[str], scores: Sequence[float], colors: Sequence[str]) -> str:
+    """Masks (n, H, W) bool, each with its name, score and CSS colour; the first lie on top."""
     height, width = masks.shape[1:]
-    shapes, names, scores, rules = [], [], [], []
-    for k in reversed(range(len(masks))):
-        name, score, color = html.escape(captions[k][0]), *captions[k][1:]
-        x, y = _middle(masks[k])
-        shapes.append(
-            f'<path class="m{k}" d="{_path(masks[k])}" fill="{color}" fill-opacity="0.45" fill-rule="evenodd" '
-            f'stroke="white" stroke-width="1.5"><title>{name} {score}</title></path>'
-        )
-        names.append(f'<text x="{x}" y="{y}" class="n{k}">{name}</text>')
-        scores.append(f'<text x="{x}" y="{y}" class="score s{k}">{name} {score}</text>')
-        rules.append(f".usam .m{k}:hover ~ .s{k} {{ visibility: visible; }}\n")
-        rules.append(f".usam .m{k}:hover ~ .n{k} {{ visibility: hidden; }}\n")
-    style, drawn = STYLE % "".join(rules), "".join(shapes + names + scores)
-    return f'{style}<svg class="usam" viewBox="0 0 {width} {height}" style="{WIDE}">{drawn}</svg>'
-
-
-def _middle(mask: np.ndarray) -> tuple[int, int]:
-    """As `figures.middle`; one pixel in sixteen is enough, and faster, unless the mask is thin."""
-    few = mask[::4, ::4]
-    if not few.any():
-        return figures.middle(mask)
-    x, y = figures.middle(few)
-    return 4 * x, 4 * y
+    shapes, texts = [], []
+    for mask, name, score, color in reversed(list(zip(masks, map(html.escape, names), scores, colors, strict=True))):
+        x, y = figures.middle(mask)
+        shapes.append(f'<path d="{_path(mask)}" fill="{color}" {SHAPE}><title>{name} {score:.2f}</title></path>')
+        texts.append(f'<text x="{x}" y="{y}" {TEXT}>{name}</text>')
+    drawn = "".join(shapes + texts)
+    return f'{HOVER}<svg class="usam" viewBox="0 0 {width} {height}" style="{WIDE}">{drawn}</svg>'
 
 
 def _path(mask: np.ndarray) -> str:

@@ -1,18 +1,17 @@
 """SAM+CLIP (paper 4, "Additional baseline"): CLIP names each of SAM's masks from a picture of that mask alone."""
 
-import functools
 from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
+from torch.nn.functional import normalize
 
+from usam.baselines import Annotate
 from usam.config import ClipConfig, InferenceConfig
 from usam.data import huggingface
 from usam.data.class_names import prompt
 from usam.data.datasets import Example
-from usam.evaluation.scores import Annotate
 from usam.method.inference import LabelledMasks, label_masks
 from usam.method.masks import MaskEmbeddings, rle_to_masks, to_image_size
 
@@ -56,9 +55,8 @@ class ClipLabeller:
         Raises:
             UserError: there is no such model, or it cannot be loaded.
         """
-        with huggingface.text_bars():
-            from transformers import CLIPModel, CLIPProcessor  # seconds, that only the one who asks CLIP shall spend
-            from transformers.utils import logging
+        from transformers import CLIPModel, CLIPProcessor  # seconds, that only the one who asks CLIP shall spend
+        from transformers.utils import logging
 
         self.config, self.view, self.device = config, view, torch.device(device)
         logging.disable_progress_bar()
@@ -67,17 +65,17 @@ class ClipLabeller:
             self.processor = CLIPProcessor.from_pretrained(place, cache_dir=huggingface.cache())
         tokens = self.processor(text=[prompt(name) for name in class_names], padding=True, return_tensors="pt")
         with torch.inference_mode():
-            self.texts = _unit(self.model.get_text_features(**tokens.to(self.device)).pooler_output)  # (C, D)
+            texts = self.model.get_text_features(**tokens.to(self.device)).pooler_output
+        self.texts = normalize(texts, dim=-1)  # (C, D)
+        colour = [0, 0, 0] if view.fill == "black" else self.processor.image_processor.image_mean
+        self.empty = np.round(255 * np.array(colour)).astype(np.uint8)  # (3,), where there is no image
 
     def probabilities(self, image: np.ndarray, masks: np.ndarray) -> np.ndarray:
-        """softmax of CLIP's similarities at its own temperature, a row a mask.
+        """softmax of CLIP's similarities at its own temperature, (d, C) float32; zeros for an empty mask.
 
         Args:
             image: (H, W, 3) uint8 RGB.
             masks: (d, H, W) bool.
-
-        Returns:
-            (d, C) float32; zeros for an empty mask, which shows nothing.
         """
         found = np.zeros((len(masks), len(self.texts)), np.float32)
         seen = np.flatnonzero(masks.any((1, 2)))
@@ -93,7 +91,7 @@ class ClipLabeller:
         precision = getattr(torch, self.config.precision)
         with torch.autocast(self.device.type, precision, enabled=precision != torch.float32):
             seen = self.model.get_image_features(**pixels).pooler_output
-        similarity = _unit(seen.float()) @ self.texts.T  # (n, C)
+        similarity = normalize(seen.float(), dim=-1) @ self.texts.T  # (n, C)
         return (self.model.logit_scale.exp() * similarity).softmax(1).cpu().numpy()
 
     def background(self, image: np.ndarray) -> np.ndarray:
@@ -102,7 +100,7 @@ class ClipLabeller:
             return image
         if self.view.fill == "blur":
             return cv2.GaussianBlur(image, (0, 0), BLUR * max(image.shape[:2]))
-        return np.full_like(image, self._empty)
+        return np.full_like(image, self.empty)
 
     def picture(self, image: np.ndarray, mask: np.ndarray, background: np.ndarray) -> np.ndarray:
         """What CLIP sees of one mask: a square (s, s, 3) uint8, so that its centre crop cuts nothing off.
@@ -120,14 +118,7 @@ class ClipLabeller:
         side = max(height, width)
         y, x = (side - height) // 2, (side - width) // 2
         ends = (y, side - height - y, x, side - width - x)
-        return cv2.copyMakeBorder(shown, *ends, cv2.BORDER_CONSTANT, value=self._empty.tolist())
-
-    @functools.cached_property
-    def _empty(self) -> np.ndarray:
-        """The colour (3,) uint8 where there is no image."""
-        if self.view.fill == "black":
-            return np.zeros(3, np.uint8)
-        return np.round(255 * np.array(self.processor.image_processor.image_mean)).astype(np.uint8)
+        return cv2.copyMakeBorder(shown, *ends, cv2.BORDER_CONSTANT, value=self.empty.tolist())
 
 
 def by_clip(labeller: ClipLabeller, config: InferenceConfig) -> Annotate:
@@ -138,7 +129,3 @@ def by_clip(labeller: ClipLabeller, config: InferenceConfig) -> Annotate:
         return label_masks(labeller.probabilities(example.image, masks), embeddings, config)
 
     return annotate
-
-
-def _unit(vectors: Tensor) -> Tensor:
-    return vectors / vectors.norm(dim=-1, keepdim=True)

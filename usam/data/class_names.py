@@ -36,15 +36,12 @@ SUPERCLASSES = {
 # The class of things that the user did not ask for: masks with this label are dropped.
 NOTHING = "nothing of these"
 
-PROMPT = "a photo of a {c}"
+LONGEST_NAME = 60  # letters; CLIP reads 77 tokens, and a folder bears the name
 
 
 def prompt(name: str) -> str:
     """The text that stands for the class `name`, for the generator and for CLIP (paper 3.4 and 4)."""
-    return PROMPT.format(c=name)
-
-
-LONGEST_NAME = 60  # letters; CLIP reads 77 tokens, and a folder bears the name
+    return f"a photo of a {name}"
 
 
 def check_names(names: Sequence[str]) -> None:

@@ -10,13 +10,13 @@ import numpy as np
 from pycocotools import mask as rle_tools
 from pycocotools.coco import COCO
 
-from usam.data.datasets import VOID, Example, ImageFiles, Instance, check_classes, in_pixels, require_files
+from usam.data.datasets import VOID, Example, ImageFiles, Instance, in_pixels
 from usam.errors import UserError
 
 _COCO_KEYS = {
-    "images": (("id", int), ("file_name", str), ("height", int), ("width", int)),
-    "categories": (("id", int), ("name", str)),
-    "annotations": (("id", int), ("image_id", int), ("category_id", int), ("segmentation", object)),
+    "images": {"id": int, "file_name": str, "height": int, "width": int},
+    "categories": {"id": int, "name": str},
+    "annotations": {"id": int, "image_id": int, "category_id": int},
 }
 
 
@@ -24,8 +24,8 @@ class CocoDataset(ImageFiles):
     """COCO instances, read in place; images without annotations are part of the set.
 
     Args:
-        annotations_json: such as `annotations/instances_val2017.json`.
-        image_dir: the folder of its pictures, such as `val2017`.
+        root: a folder as COCO is published: `annotations/instances_{split}.json`, and images in `{split}/`.
+        split: such as "val2017".
         class_names: the categories, in the order of their labels; by default all of the file in the order
             of their ids. Objects of other categories are background.
 
@@ -33,22 +33,13 @@ class CocoDataset(ImageFiles):
         UserError: a missing or broken file, unknown class, image or category; on access, an unusable mask or picture.
     """
 
-    def __init__(
-        self, annotations_json: str | Path, image_dir: str | Path, class_names: Sequence[str] | None = None
-    ) -> None:
-        self.path = Path(annotations_json)
-        self.truth_files = [self.path]
+    def __init__(self, root: Path, split: str, class_names: Sequence[str] | None = None) -> None:
+        self.path = root / "annotations" / f"instances_{split}.json"
         content = _read_coco(self.path)
-        _check_references(content, self.path)
-        ids = {c["name"]: c["id"] for c in sorted(content["categories"], key=lambda c: c["id"])}
-        self.class_names = tuple(ids if class_names is None else class_names)
-        check_classes(self.class_names, ids, str(self.path))
-        self.category_ids = tuple(ids[name] for name in self.class_names)
-        self.name = self.path.stem
-        files = [Path(image_dir) / image["file_name"] for image in content["images"]]
-        super().__init__([image["id"] for image in content["images"]], files)
-        require_files(files, str(self.path))
-        self._labels = {category: label for label, category in enumerate(self.category_ids)}
+        ids = [image["id"] for image in content["images"]]
+        files = [root / split / image["file_name"] for image in content["images"]]
+        known = {c["name"]: c["id"] for c in sorted(content["categories"], key=lambda c: c["id"])}
+        super().__init__(self.path.stem, self.path, known, class_names, ids, files, [self.path])
         self._coco = coco_index(content)
 
     def __getitem__(self, i: int) -> Example:
@@ -98,22 +89,18 @@ def _read_coco(path: Path) -> dict[str, list[dict[str, Any]]]:
         entries = content.get(part) if isinstance(content, dict) else None
         if not isinstance(entries, list) or not (entries or part == "annotations"):
             raise UserError(f"{path} has no list '{part}', or it is empty: use a COCO instances_*.json")
-        broken = [
-            e for e in entries if not isinstance(e, dict) or any(k not in e or not isinstance(e[k], t) for k, t in keys)
-        ]
-        if broken:
-            needed = ", ".join(key for key, _ in keys)
-            raise UserError(f"{path}: each of '{part}' needs {needed} of COCO's types, found {str(broken[0])[:80]}")
-    return content
-
-
-def _check_references(content: dict[str, list[dict[str, Any]]], path: Path) -> None:
+        for one in entries:
+            if not isinstance(one, dict) or not all(isinstance(one.get(key), kind) for key, kind in keys.items()):
+                raise UserError(
+                    f"{path}: each of '{part}' needs {', '.join(keys)} of COCO's types, found {str(one)[:80]}"
+                )
     for part, key in ("images", "image_id"), ("categories", "category_id"):
         known = {entry["id"] for entry in content[part]}
         for annotation in content["annotations"]:
             if annotation[key] not in known:
                 place = f"annotation {annotation['id']} of {path}"
                 raise UserError(f"{place}: {key} {annotation[key]} is not in '{part}'; correct it")
+    return content
 
 
 def _draw_segmentation(coco: COCO, annotation: dict[str, Any]) -> np.ndarray:
@@ -130,8 +117,3 @@ def _draw_segmentation(coco: COCO, annotation: dict[str, Any]) -> np.ndarray:
     elif isinstance(segmentation["counts"], list) and sum(segmentation["counts"]) != size[0] * size[1]:
         raise ValueError("its run lengths do not add up to the image's pixels")  # decoding would leave pixels undefined
     return rle_tools.decode(coco.annToRLE(annotation)).astype(bool)  # (H, W)
-
-
-def read_folder(root: Path, split: str, class_names: Sequence[str] | None = None) -> CocoDataset:
-    """A split of a folder as COCO is published: `annotations/instances_{split}.json`, and images in `{split}/`."""
-    return CocoDataset(root / "annotations" / f"instances_{split}.json", root / split, class_names)

@@ -1,13 +1,13 @@
 """What a data set is: images, semantic maps and instances (paper 4); `usam.registry.DATASET_READERS` lists readers."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from PIL import Image
 
+from usam.data import image_files
 from usam.errors import UserError
 
 VOID = 255  # neither background nor a class: no score counts these pixels
@@ -72,43 +72,51 @@ class Dataset(Protocol):
 
 
 class ImageFiles:
-    """Ids and image files in the same order."""
+    """What the readers share: the classes and the files of a data set.
 
-    def __init__(self, image_ids: list[Any], files: list[Path]) -> None:
-        self.image_ids, self.files = image_ids, files
+    Args:
+        name: see `Dataset`; so are image_ids, files and truth_files.
+        source: what is read, for messages.
+        known: official ids of all classes of the source.
+        class_names: those that are read, in the order of their labels; all by default.
+
+    Raises:
+        UserError: an unknown class, no class or one twice, a missing file.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        source: object,
+        known: Mapping[str, int],
+        class_names: Sequence[str] | None,
+        image_ids: list[Any],
+        files: list[Path],
+        truth_files: list[Path],
+    ) -> None:
+        names = tuple(known if class_names is None else class_names)
+        if unknown := [one for one in names if one not in known]:
+            raise UserError(f"{source} has no class '{unknown[0]}': choose from {', '.join(known)}")
+        if len(set(names)) < len(names) or not 0 < len(names) < VOID:
+            raise UserError(f"{len(names)} classes of {source}: name 1 to {VOID - 1}, each once")
+        wanted = files + truth_files
+        if missing := [file for file in wanted if not file.is_file()]:
+            raise UserError(
+                f"{len(missing)} of {len(wanted)} files of {source} are missing, first {missing[0]}: add them"
+            )
+        self.name, self.class_names = name, names
+        self.image_ids, self.files, self.truth_files = image_ids, files, truth_files
+        self.category_ids = tuple(known[one] for one in names)
+        self._labels = {category: label for label, category in enumerate(self.category_ids)}
 
     def __len__(self) -> int:
         return len(self.image_ids)
 
     def image(self, i: int) -> np.ndarray:
         """Picture `i` without its masks, (H, W, 3) uint8 RGB, as stored: annotations ignore EXIF orientation."""
-        return np.array(open_image(self.files[i]).convert("RGB"))
-
-
-def check_classes(names: tuple[str, ...], known: Iterable[str], source: str) -> None:
-    unknown = [name for name in names if name not in known]
-    if unknown:
-        raise UserError(f"{source} has no class '{unknown[0]}': choose from {', '.join(known)}")
-    if len(set(names)) < len(names) or not 0 < len(names) < VOID:
-        raise UserError(f"{len(names)} classes of {source}: name 1 to {VOID - 1}, each once")
-
-
-def open_image(path: Path) -> Image.Image:
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(
-            f"cannot read {path}: {error}; fetch it again, or delete a data set that was made here"
-        ) from error
+        with image_files.opened(self.files[i]) as picture:
+            return np.array(picture.convert("RGB"))
 
 
 def in_pixels(shape: tuple[int, ...]) -> str:
     return f"{shape[1]} x {shape[0]} pixels"
-
-
-def require_files(files: list[Path], source: str) -> None:
-    missing = [file for file in files if not file.is_file()]
-    if missing:
-        raise UserError(f"{len(missing)} of {len(files)} files of {source} are missing, first {missing[0]}: add them")

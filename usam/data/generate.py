@@ -9,7 +9,7 @@ import importlib.metadata
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,20 +25,13 @@ from usam.files import locked
 
 ATTEMPTS = 10  # to draw an image, before the run ends with an error
 FLAT = 0.02  # standard deviation over the pixels, of values in [0, 1], below which an image shows nothing
-COLUMNS = ["class", "index", "prompt", "file", "seed", "attempt", "rejected"]
 
 Draw = Callable[[str, list[int]], tuple[np.ndarray, list[bool]]]
 
 
-class Drawn(NamedTuple):
-    """An image (H, W, 3) uint8 RGB, the seed of its noise, and why the attempts before it were rejected."""
-
-    image: np.ndarray
-    seed: int
-    rejected: list[str]
-
-
-def generate(folder: Path, class_names: list[str], config: GenerateConfig, per_class: int) -> pd.DataFrame:
+def generate(
+    folder: Path, class_names: list[str], config: GenerateConfig, per_class: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Draw the images that are missing in `folder`.
 
     The images of a class are drawn in complete blocks of `config.batch`, each with the same indices in every run
@@ -52,33 +45,42 @@ def generate(folder: Path, class_names: list[str], config: GenerateConfig, per_c
         per_class: images of a class (paper: 200).
 
     Returns:
-        One row for each image, read from its file: class, index, prompt, file (relative to `folder`), seed of its
-        noise, attempt (0 unless images were rejected), rejected (the reasons, comma-separated).
+        One row for each image: class, index, prompt, file (relative to `folder`); and one for each that was rejected,
+        read from the files of those that took their place: class, reason.
 
     Raises:
         UserError: a class name that is no folder name, a model that cannot be loaded, a full disk, a model that returns
             nothing usable in `ATTEMPTS` attempts.
     """
     check_names(class_names)
-    wanted = [(name, k) for name in class_names for k in range(per_class)]
+    rows = [(name, k, prompt(name), image_files.image_file(name, k)) for name in class_names for k in range(per_class)]
     with locked(folder):
-        missing = {one for one in wanted if not (folder / image_files.image_file(*one)).exists()}
+        missing = {(name, k) for name, k, _, file in rows if not (folder / file).exists()}
         draw = pipeline(config) if missing else None
-        progress = dict(initial=len(wanted) - len(missing), desc="generated", unit="image", disable=not missing)
-        with tqdm(total=len(wanted), **progress) as bar:
+        progress = dict(initial=len(rows) - len(missing), desc="generated", unit="image", disable=not missing)
+        with tqdm(total=len(rows), **progress) as bar:
             for name in class_names:
                 for start in range(0, per_class, config.batch):
                     block = range(start, start + config.batch)
                     new = [k for k in block if (name, k) in missing]
-                    for k, drawn in drawings(draw, name, block, config.seed) if new else ():
+                    for k, image, seed, reasons in drawings(draw, name, block, config.seed) if new else ():
                         if k in new:
-                            _save(folder, name, k, drawn, config)
+                            settings = config.model_dump(include={"model", "steps", "guidance"})
+                            about = {"prompt": prompt(name), "seed": seed, **settings, "rejected": ", ".join(reasons)}
+                            image_files.save(folder / image_files.image_file(name, k), image, about)
                             bar.update()
-    table = pd.DataFrame([_row(folder, *one) for one in wanted], columns=COLUMNS)
-    if counts := Counter(reason for reasons in table["rejected"] for reason in filter(None, reasons.split(", "))):
-        reasons = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-        print(f"drawn again: {reasons} ({len(table)} images accepted)")
-    return table
+    rejected = [
+        (name, reason)
+        for name, _, _, file in rows
+        for reason in image_files.facts(folder / file).get("rejected", "").split(", ")
+        if reason
+    ]
+    if rejected:
+        counts = Counter(reason for _, reason in rejected).most_common()
+        shown = ", ".join(f"{count} {reason}" for reason, count in counts)
+        print(f"drawn again: {shown} ({len(rows)} images accepted)")
+    made = pd.DataFrame(rows, columns=["class", "index", "prompt", "file"])
+    return made, pd.DataFrame(rejected, columns=["class", "reason"])
 
 
 def image_seed(seed: int, class_name: str, index: int, attempt: int) -> int:
@@ -87,7 +89,7 @@ def image_seed(seed: int, class_name: str, index: int, attempt: int) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def drawings(draw: Draw, class_name: str, block: range, seed: int) -> Iterator[tuple[int, Drawn]]:
+def drawings(draw: Draw, class_name: str, block: range, seed: int) -> Iterator[tuple[int, np.ndarray, int, list[str]]]:
     """Yield images of a class with the indices of `block`, each drawn until it is usable.
 
     Args:
@@ -96,25 +98,25 @@ def drawings(draw: Draw, class_name: str, block: range, seed: int) -> Iterator[t
         block: indices of the images.
         seed: of the run.
 
+    Yields:
+        Index, image (H, W, 3) uint8 RGB, seed of its noise, and why the attempts before it were rejected.
+
     Raises:
         UserError: an image is still unusable after `ATTEMPTS` attempts.
     """
     rejected: dict[int, list[str]] = {k: [] for k in block}
-    left = list(block)
     for attempt in range(ATTEMPTS):
-        seeds = {k: image_seed(seed, class_name, k, attempt) for k in left}
-        found, unsafe = draw(prompt(class_name), list(seeds.values()))
-        faults = {k: fault(*one) for k, *one in zip(left, found, unsafe, strict=True)}
-        for k, image in zip(left, found, strict=True):
-            if faults[k]:
-                rejected[k].append(faults[k])
+        seeds = {k: image_seed(seed, class_name, k, attempt) for k in rejected}
+        for (k, own), image, unsafe in zip(seeds.items(), *draw(prompt(class_name), [*seeds.values()]), strict=True):
+            if why := fault(image, unsafe):
+                rejected[k].append(why)
             else:
-                yield k, Drawn(np.round(image * 255).astype(np.uint8), seeds[k], rejected[k])
-        left = [k for k in left if faults[k]]
-        if not left:
+                yield k, np.round(image * 255).astype(np.uint8), own, rejected.pop(k)
+        if not rejected:
             return
+    first, reasons = next(iter(rejected.items()))
     raise UserError(
-        f"image {left[0]} of '{class_name}' was unusable {ATTEMPTS} times ({', '.join(rejected[left[0]])}): "
+        f"image {first} of '{class_name}' was unusable {ATTEMPTS} times ({', '.join(reasons)}): "
         "choose another class name or model, or precision float32"
     )
 
@@ -140,15 +142,14 @@ def pipeline(config: GenerateConfig) -> Draw:
     Raises:
         UserError: there is no such model, or it cannot be loaded.
     """
-    with huggingface.text_bars():
-        from diffusers import StableDiffusionPipeline  # takes seconds: only when images are drawn
-        from diffusers.utils import logging
-        from transformers.utils import logging as text_logging
+    from diffusers import StableDiffusionPipeline  # takes seconds: only when images are drawn
+    from diffusers.utils import logging
+    from transformers.utils import logging as text_logging
 
     device = machine.device()
     logging.set_verbosity_error()
-    for library in (logging, text_logging):
-        library.disable_progress_bar()
+    logging.disable_progress_bar()
+    text_logging.disable_progress_bar()
     with huggingface.loading("Stable Diffusion", config.model) as source:
         dtype = getattr(torch, config.precision)
         pipe = StableDiffusionPipeline.from_pretrained(source, dtype=dtype, cache_dir=huggingface.cache()).to(device)
@@ -174,39 +175,10 @@ def pipeline(config: GenerateConfig) -> Draw:
     return draw
 
 
-def _save(folder: Path, name: str, index: int, drawn: Drawn, config: GenerateConfig) -> None:
-    facts = {
-        "prompt": prompt(name),
-        "seed": drawn.seed,
-        "model": config.model,
-        "steps": config.steps,
-        "guidance": config.guidance,
-        "rejected": ", ".join(drawn.rejected),
-    }
-    image_files.save(folder / image_files.image_file(name, index), drawn.image, facts)
-
-
-def _row(folder: Path, name: str, index: int) -> tuple:
-    file = image_files.image_file(name, index)
-    facts = image_files.facts(folder / file)
-    rejected = facts.get("rejected", "")
-    attempt = len(rejected.split(", ")) if rejected else 0
-    return name, index, prompt(name), file, int(facts.get("seed", -1)), attempt, rejected
-
-
-def _make(
-    folder: Path, class_names: list[str], config: GenerateConfig, per_class: int
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    table = generate(folder, class_names, config, per_class)
-    reasons = table.loc[table["rejected"] != "", ["class", "rejected"]]
-    reasons = reasons.assign(reason=reasons["rejected"].str.split(", ")).explode("reason")
-    return table, reasons[["class", "reason"]].reset_index(drop=True)
-
-
 def _decides(config: GenerateConfig) -> dict[str, Any]:
     versions = [importlib.metadata.version(name) for name in ("torch", "diffusers", "transformers")]
     code = [f"data/{name}.py" for name in ("class_names", "generate", "image_files")]
     return dict(parameters=[config, versions], code=code, files=huggingface.model_files(config.model))
 
 
-SOURCE = ImageSource(GenerateConfig, "text-to-image model", _make, _decides, model=lambda config: config.model)
+SOURCE = ImageSource(GenerateConfig, "text-to-image model", generate, _decides, model=lambda config: config.model)

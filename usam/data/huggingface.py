@@ -2,12 +2,10 @@
 
 import os
 import re
-import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-
-from tqdm import TqdmWarning
 
 from usam import paths
 from usam.errors import UserError
@@ -50,41 +48,27 @@ def fetch(model: str) -> None:
     with loading("the model", model) as source:
         if Path(source).is_dir():
             return
-        with text_bars():
-            from huggingface_hub import HfApi, snapshot_download, try_to_load_from_cache
-            from huggingface_hub.constants import HF_HUB_CACHE
+        from huggingface_hub import constants, snapshot_download
+
+        folder = cache() or constants.HF_HUB_CACHE
+        download = partial(snapshot_download, model, cache_dir=folder)
         try:
-            info = HfApi().model_info(model, files_metadata=True)
-        except Exception as error:  # which exceptions the client raises differs from version to version
-            known = dict(allow_patterns=["*.json", "*.txt", "*.safetensors"], ignore_patterns=["*.fp16.*", "*non_ema*"])
-            try:
-                snapshot_download(model, cache_dir=cache(), local_files_only=True, **known)
-            except Exception:
-                raise error from None
+            files = download(dry_run=True)
+        except Exception:  # no network, in other types from version to version: is what was downloaded complete?
+            download(allow_patterns=["*.json", "*.txt", "*.safetensors"], ignore_patterns=["*.fp16.*", "*non_ema*"])
             return
-        sizes = {file.rfilename: file.size or 0 for file in info.siblings}
-        wanted = _read_by_loaders(sizes)
-        folder = Path(cache() or HF_HUB_CACHE)
-        missing = [name for name in wanted if not isinstance(try_to_load_from_cache(model, name, folder), str)]
-        check_disk(folder, sum(sizes[name] for name in missing) / 2**30)
-        snapshot_download(model, cache_dir=cache(), allow_patterns=wanted)
+        wanted = _read_by_loaders(file.filename for file in files)
+        missing = [file for file in files if file.will_download and file.filename in wanted]
+        check_disk(Path(folder), sum(file.file_size for file in missing) / 2**30)
+        download(allow_patterns=wanted)
 
 
 def _read_by_loaders(files: Iterable[str]) -> list[str]:
     """Select settings, vocabularies and weights in full precision: safetensors, or pickles in folders without any."""
-    plain = [name for name in files if ".fp16." not in name and "non_ema" not in name]
-    safe = {str(Path(name).parent) for name in plain if name.endswith(".safetensors")}
-    return [
-        name
-        for name in plain
-        if name.endswith((".json", ".txt", ".safetensors"))
-        or (name.endswith(".bin") and str(Path(name).parent) not in safe)
-    ]
-
-
-def text_bars() -> AbstractContextManager:
-    """Suppress the warning about missing notebook widgets while the hub's libraries are imported: text bars do."""
-    return warnings.catch_warnings(action="ignore", category=TqdmWarning)
+    known = (".json", ".txt", ".safetensors", ".bin")
+    plain = [Path(file) for file in files if file.endswith(known) and ".fp16." not in file and "non_ema" not in file]
+    safe = {file.parent for file in plain if file.suffix == ".safetensors"}
+    return [file.as_posix() for file in plain if file.suffix != ".bin" or file.parent not in safe]
 
 
 @contextmanager

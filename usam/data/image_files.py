@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, UnidentifiedImageError
+from PIL import Image, ImageOps, PngImagePlugin
 
 from usam.data.class_names import folder_name
 from usam.errors import UserError
@@ -29,12 +29,8 @@ def save(file: Path, image: np.ndarray, about: dict[str, object]) -> None:
 
 
 def facts(file: Path) -> dict[str, str]:
-    """What `save` wrote into the text of an image.
-
-    Raises:
-        UserError: the file is missing or not an image.
-    """
-    with _opened(file) as image:
+    """What `save` wrote into the text of an image."""
+    with opened(file) as image:
         return {k: v for k, v in image.info.items() if isinstance(v, str)}
 
 
@@ -44,7 +40,7 @@ def read(file: str | Path) -> np.ndarray:
     Raises:
         UserError: the file is missing or not an image.
     """
-    with _opened(file) as image:
+    with opened(file) as image:
         return np.asarray(rgb(image))
 
 
@@ -72,10 +68,15 @@ def contained(image: Image.Image, width: int, height: int) -> Image.Image:
 
 
 @contextmanager
-def _opened(file: str | Path) -> Iterator[Image.Image]:
+def opened(file: str | Path) -> Iterator[Image.Image]:
+    """Open an image; whatever Pillow finds wrong with it in the block becomes one line.
+
+    Raises:
+        UserError: the file is missing or not an image.
+    """
     try:
         with Image.open(file) as image:
             yield image
-    except (OSError, SyntaxError, ValueError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"image {file} cannot be read ({reason}): replace it, or remove it and run again") from error

@@ -15,6 +15,11 @@ from usam.files import write_atomically
 PAGE_SIZE = 20  # results, the largest that Openverse gives to those without a token
 ANONYMOUS_PAGES = 12  # Openverse shows them no more than 240 results
 FINISHED = "finished images stay"
+ADVICE = {
+    "HTTP 401": "the token in OPENVERSE_TOKEN is wrong or missing: correct or unset it",
+    "HTTP 429": f"too many requests: run again tomorrow, or set OPENVERSE_TOKEN; {FINISHED}",
+    UNREACHABLE: f"no network? connect and run again; {FINISHED}",
+}
 
 
 def results(answers: Path, web: Web, name: str) -> Iterator[tuple[str, str | None, str | None, str]]:
@@ -28,28 +33,20 @@ def results(answers: Path, web: Web, name: str) -> Iterator[tuple[str, str | Non
         file = answers / folder_name(name) / f"{page:03d}.json"
         if not file.exists():
             query = urlencode({"q": name, "page": page, "page_size": PAGE_SIZE, "mature": "false"})
-            write_atomically(file, _download(web, f"{web.config.api.rstrip('/')}/images/?{query}", token))
+            url = f"{web.config.api.rstrip('/')}/images/?{query}"
+            try:
+                content = web.fetch(url, token)
+            except Rejected as rejection:
+                advice = ADVICE.get(rejection.reason, f"run again later, or correct `api`; {FINISHED}")
+                raise UserError(f"{url}: {rejection.reason}: {advice}") from None
+            _parsed(content, url)
+            write_atomically(file, content)
         answer = _parsed(file.read_bytes(), str(file))
         for item in answer["results"]:
             licence = f"{item.get('license') or ''} {item.get('license_version') or ''}"
             yield item["url"], item.get("foreign_landing_url"), item.get("creator"), licence
         if page >= answer["page_count"] or (page >= ANONYMOUS_PAGES and not token):
             return
-
-
-def _download(web: Web, url: str, token: str) -> bytes:
-    """Return a valid answer, or tell in one line what the user can do."""
-    try:
-        content = web.fetch(url, token)
-    except Rejected as rejection:
-        advice = {
-            "HTTP 401": "the token in OPENVERSE_TOKEN is wrong or missing: correct or unset it",
-            "HTTP 429": f"too many requests: run again tomorrow, or set OPENVERSE_TOKEN; {FINISHED}",
-            UNREACHABLE: f"no network? connect and run again; {FINISHED}",
-        }.get(rejection.reason, f"run again later, or correct `api`; {FINISHED}")
-        raise UserError(f"{url}: {rejection.reason}: {advice}") from None
-    _parsed(content, url)
-    return content
 
 
 def _parsed(content: bytes, where: str) -> dict:

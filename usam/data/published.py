@@ -58,12 +58,9 @@ PIECE = 2**20  # bytes
 TIMEOUT = 30  # seconds without a byte
 ATTEMPTS = 6  # connections in a row that bring nothing
 LONGEST_WAIT = 30  # seconds between them
+WRONG_FILE = "the server sends another file under this address"  # its length or range is not that of the file
 UNPACKED = 1.1  # size of pictures relative to their archive
 MEMORY = 3  # memory that is needed to load a checkpoint, relative to its size
-
-
-class WrongFile(requests.RequestException):
-    """Raised when the length or the range that a server announces is not that of the published file."""
 
 
 class Needed(NamedTuple):
@@ -146,7 +143,13 @@ def get_files(profile: Profile) -> None:
     sizes = [one.published.size * (1 + UNPACKED if one.inside else 1) - one.received for one in missing]
     check_disk(paths.data(), max(sum(sizes), 0) / 2**30)
     if profile.sam.checkpoint is None:
-        _check_memory(MEMORY * FILES[f"checkpoints/{checkpoint(profile.sam.model).name}"].size)
+        wanted = MEMORY * FILES[f"checkpoints/{checkpoint(profile.sam.model).name}"].size
+        available = psutil.virtual_memory().available
+        if available < wanted:
+            raise UserError(
+                f"{available / 2**30:.1f} GiB of memory are free, about {wanted / 2**30:.1f} are needed to load SAM: "
+                "stop other programs, or choose a smaller `model` in the profile's `sam` (vit_l, vit_b)"
+            )
     for one in needed(profile):
         if one.target.exists() and not one.unpacking.exists():
             continue
@@ -174,15 +177,6 @@ def check(file: Path) -> None:
         )
 
 
-def _check_memory(needed: float) -> None:
-    available = psutil.virtual_memory().available
-    if available < needed:
-        raise UserError(
-            f"{available / 2**30:.1f} GiB of memory are free, about {needed / 2**30:.1f} are needed to load SAM: "
-            "stop other programs, or choose a smaller `model` in the profile's `sam` (vit_l, vit_b)"
-        )
-
-
 def _download(one: Needed, missing: list[Needed]) -> None:
     """Download a file; gives up after `ATTEMPTS` connections in a row that bring nothing.
 
@@ -191,13 +185,7 @@ def _download(one: Needed, missing: list[Needed]) -> None:
     """
     failures, best = 0, one.received
     while one.received < one.published.size:
-        reason = "the connection broke"
-        try:
-            _receive(one)
-        except requests.RequestException as error:
-            reason = _reason(error)
-        except urllib3.exceptions.HTTPError:
-            pass
+        reason = _receive(one)
         if one.received > best:
             failures, best = 0, one.received
             continue
@@ -217,14 +205,6 @@ def _download(one: Needed, missing: list[Needed]) -> None:
     os.replace(one.part, one.file)
 
 
-def _reason(error: requests.RequestException) -> str:
-    if error.response is not None:
-        return f"HTTP {error.response.status_code}"
-    if isinstance(error, WrongFile):
-        return "the server sends another file under this address"
-    return "time-out" if isinstance(error, requests.Timeout) else "no connection"
-
-
 def _by_hand(one: Needed, missing: list[Needed], reason: str) -> str:
     left = [other for other in missing if not other.target.exists() and not other.file.is_file()]
     files = [f"  {o.published.url} ({o.published.size:,} bytes)\n  -> {o.file}" for o in left]
@@ -234,23 +214,32 @@ def _by_hand(one: Needed, missing: list[Needed], reason: str) -> str:
     )
 
 
-def _receive(one: Needed) -> None:
-    """Append what one connection sends to the part of the file that is here."""
+def _receive(one: Needed) -> str:
+    """Append what one connection sends to the part of the file that is here; returns why it ended, if too early."""
     have, size = one.received, one.published.size
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={have}-"} if have else {})
-    with requests.get(one.published.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
-        response.raise_for_status()
-        if response.status_code != 206:  # without ranges the server sends the whole file
-            have = 0
-        elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
-            raise WrongFile
-        if int(response.headers.get("Content-Length", size - have)) != size - have:  # a login page, for instance
-            raise WrongFile
-        bar = tqdm(total=size, initial=have, desc=one.file.name, unit="B", unit_scale=True, unit_divisor=1024)
-        with bar, writing(one.file), open(one.part, "ab" if have else "wb") as out:
-            while have <= size and (piece := response.raw.read1(PIECE)):  # whatever has arrived: a break loses nothing
-                have += out.write(piece)
-                bar.update(len(piece))
+    try:
+        with requests.get(one.published.url, headers=headers, stream=True, timeout=TIMEOUT) as response:
+            if not response.ok:
+                return f"HTTP {response.status_code}"
+            if response.status_code != 206:  # without ranges the server sends the whole file
+                have = 0
+            elif not response.headers.get("Content-Range", "").startswith(f"bytes {have}-"):
+                return WRONG_FILE
+            if int(response.headers.get("Content-Length", size - have)) != size - have:  # a login page, for instance
+                return WRONG_FILE
+            bar = tqdm(total=size, initial=have, desc=one.file.name, unit="B", unit_scale=True, unit_divisor=1024)
+            with bar, writing(one.file), open(one.part, "ab" if have else "wb") as out:
+                while have <= size and (piece := response.raw.read1(PIECE)):  # whatever has arrived: nothing is lost
+                    have += out.write(piece)
+                    bar.update(len(piece))
+    except requests.Timeout:
+        return "time-out"
+    except requests.RequestException:
+        return "no connection"
+    except urllib3.exceptions.HTTPError:
+        pass
+    return "the connection broke"
 
 
 def _unpack(one: Needed) -> None:
@@ -258,7 +247,6 @@ def _unpack(one: Needed) -> None:
     try:
         if not one.target.exists():
             print(f"unpacking {one.file.name}", flush=True)
-            shutil.rmtree(one.unpacking, ignore_errors=True)  # of a killed run
             with writing(one.target):
                 shutil.unpack_archive(one.file, one.unpacking)
                 (one.unpacking / one.inside).rename(one.target)

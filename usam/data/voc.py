@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 from pycocotools import mask as rle_tools
 
+from usam.data import image_files
 from usam.data.class_names import VOC
-from usam.data.datasets import VOID, Example, ImageFiles, Instance, check_classes, in_pixels, open_image, require_files
+from usam.data.datasets import VOID, Example, ImageFiles, Instance, in_pixels
 from usam.errors import UserError
 
 
@@ -33,21 +34,16 @@ class VocDataset(ImageFiles):
         UserError: unknown class; a folder, the list or a listed file is missing; on access, a file that cannot be used.
     """
 
-    def __init__(self, root: str | Path, split: str, class_names: Sequence[str] | None = None) -> None:
-        root = Path(root)
-        self.class_names = tuple(VOC if class_names is None else class_names)
-        check_classes(self.class_names, VOC, "PASCAL VOC")
-        self.category_ids = tuple(VOC.index(name) + 1 for name in self.class_names)
-        self._labels = {category: label for label, category in enumerate(self.category_ids)}
+    def __init__(self, root: Path, split: str, class_names: Sequence[str] | None = None) -> None:
         if not (root / "JPEGImages").is_dir():
             raise UserError(f"no PASCAL VOC data in {root}: name the folder that holds JPEGImages, or run 00_setup")
         names = _split_names(root, split)
-        super().__init__(names, [root / "JPEGImages" / f"{name}.jpg" for name in names])
-        self.name = f"voc_{split}"
+        images = [root / "JPEGImages" / f"{name}.jpg" for name in names]
         self._class_maps = [root / "SegmentationClass" / f"{name}.png" for name in names]
         self._object_maps = [root / "SegmentationObject" / f"{name}.png" for name in names]
-        self.truth_files = self._class_maps + self._object_maps
-        require_files(self.files + self.truth_files, f"the VOC split '{split}'")
+        truth = self._class_maps + self._object_maps
+        known = {name: number for number, name in enumerate(VOC, 1)}
+        super().__init__(f"voc_{split}", "PASCAL VOC", known, class_names, names, images, truth)
 
     def __getitem__(self, i: int) -> Example:
         """Read picture, class map and object map of example `i`."""
@@ -79,21 +75,21 @@ class VocDataset(ImageFiles):
 
 def _palette_indices(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     """The palette's indices, (H, W) uint8: converting to RGB would turn them into colours."""
-    picture = open_image(path)
-    if picture.mode != "P":
-        raise UserError(f"{path} is no palette PNG (mode {picture.mode}): use VOC's original files, not re-saved ones")
-    indices = np.array(picture)
+    with image_files.opened(path) as picture:
+        mode, indices = picture.mode, np.array(picture)
+    if mode != "P":
+        raise UserError(f"{path} is no palette PNG (mode {mode}): use VOC's original files, not re-saved ones")
     if indices.shape != shape:
         raise UserError(f"{path} is {in_pixels(indices.shape)} but its picture is {in_pixels(shape)}: fetch both again")
     return indices
 
 
 def _split_names(root: Path, split: str) -> list[str]:
-    folder = root / "ImageSets" / "Segmentation"
-    if not (folder / f"{split}.txt").is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.txt"))) or "none"
-        raise UserError(f"no split list {folder / f'{split}.txt'}: choose a split that is there ({known})")
-    names = (folder / f"{split}.txt").read_text(encoding="utf-8").split()
+    file = root / "ImageSets" / "Segmentation" / f"{split}.txt"
+    if not file.is_file():
+        known = ", ".join(sorted(p.stem for p in file.parent.glob("*.txt"))) or "none"
+        raise UserError(f"no split list {file}: choose a split that is there ({known})")
+    names = file.read_text(encoding="utf-8").split()
     if not names:
-        raise UserError(f"{folder / f'{split}.txt'} lists no image: fetch the data again")
+        raise UserError(f"{file} lists no image: fetch the data again")
     return names

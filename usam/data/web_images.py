@@ -46,19 +46,17 @@ def _manifest(folder: Path, class_names: list[str], config: CrawlConfig, per_cla
     """
     limits = json.dumps(config.model_dump(mode="json", include=RATE_LIMITS), sort_keys=True)
     log = folder.with_name(f"{folder.name}.ended.json")
-    manifest = crawl.read_manifest(folder) if (folder / "manifest.csv").exists() else None
     ended = _read(log).get(limits, {})
-    if (
-        manifest is None
-        or not all((folder / file).is_file() for file in manifest["file"] if file)
-        or any(ended.get(name, 0) < per_class for name in class_names)
-    ):
-        with _serving(config, class_names):
-            manifest = crawl.crawl(folder, class_names, config, per_class)
-        with locked(log):
-            known = _read(log)
-            known[limits] = known.get(limits, {}) | {name: per_class for name in class_names}
-            write_atomically(log, json.dumps(known))
+    if (folder / "manifest.csv").exists() and all(ended.get(name, 0) >= per_class for name in class_names):
+        manifest = crawl.read_manifest(folder)
+        if all((folder / file).is_file() for file in manifest["file"] if file):
+            return manifest
+    with _serving(config, class_names):
+        manifest = crawl.crawl(folder, class_names, config, per_class)
+    with locked(log):
+        known = _read(log)
+        known[limits] = known.get(limits, {}) | {name: per_class for name in class_names}
+        write_atomically(log, json.dumps(known))
     return manifest
 
 

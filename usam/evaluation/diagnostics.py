@@ -21,10 +21,8 @@ KINDS = ("whole", "part", "mixed", "background")
 
 
 def objects(dataset: Dataset) -> pd.DataFrame:
-    """One row an object of the ground truth.
-
-    Returns:
-        Columns picture (its place in the data set), class, share (of the picture's area, in [0, 1]), crowd (bool).
+    """One row an object of the ground truth: picture (its place in the data set), class, share (of the picture's area,
+    in [0, 1]), crowd (bool).
     """
     rows = []
     for i in tqdm(range(len(dataset)), desc=f"objects of {dataset.name}", unit="image", leave=False):
@@ -36,10 +34,8 @@ def objects(dataset: Dataset) -> pd.DataFrame:
 
 
 def image_statistics(images: Iterable[np.ndarray]) -> pd.DataFrame:
-    """One row an image (H, W, 3) uint8 RGB: mean lightness, its standard deviation, mean saturation, all in [0, 1].
-
-    Returns:
-        Columns brightness, contrast, saturation.
+    """One row an image (H, W, 3) uint8 RGB: brightness (mean lightness), contrast (its standard deviation), saturation
+    (mean), all in [0, 1].
     """
     rows = []
     for image in images:
@@ -82,10 +78,9 @@ def mask_kinds(example: Example, embeddings: MaskEmbeddings) -> np.ndarray:
 def whole_objects(
     dataset: Dataset, store: Sequence[MaskEmbeddings], heads: Sequence[MaskClassifier], config: InferenceConfig
 ) -> list[np.ndarray]:
-    """How many masks cover a whole object, image by image: among all masks of SAM, and among those of each head.
+    """How many masks cover a whole object: first among all masks of SAM, then among those of each of `heads`.
 
-    Returns:
-        First for SAM, then for each of `heads`, (N, 2) int: masks that are "whole" (see `mask_kinds`), and masks.
+    Each (N, 2) int, image by image: masks that are "whole" (see `mask_kinds`), and masks.
     """
 
     def one(i: int) -> list[tuple[int, int]]:
@@ -132,15 +127,23 @@ def where_lost(
     """
 
     def one(i: int) -> np.ndarray:
+        """(heads, 4 steps as above, 2): right, of how many."""
         example, found = dataset[i], store[i]
         *_, iou = compared_masks(example, found)  # (d, n)
         covered = iou.max(0) >= 0.5  # (n,)
-        masks = (covered.sum(), len(covered))
-        return np.array([[masks, *_points_kept(example, found, head, config)] for head in heads])
+        under = _under_points(example.semantic, found)  # (d,)
+        off, on = under == 0, (under != 0) & (under != VOID)
+        counts = []
+        for head in heads:
+            probability = probabilities(head, found.tokens)  # (d, C)
+            right = on & (probability.argmax(1) + 1 == under)
+            sure = probability.max(1) >= config.score_threshold
+            points = [(some.sum(), of.sum()) for some, of in ((right, on), (sure & right, right), (off & ~sure, off))]
+            counts.append([(covered.sum(), len(covered)), *points])
+        return np.array(counts)
 
-    # (heads, 4 steps as above, 2): right, of how many
-    counts = sum(machine.over_images(one, len(dataset), "where it is lost"), np.zeros((len(heads), 4, 2), int))
-    shares = np.where(counts[..., 1] > 0, counts[..., 0] / np.maximum(counts[..., 1], 1), np.nan)
+    right, of = np.moveaxis(sum(machine.over_images(one, len(dataset), "where it is lost")), -1, 0)
+    shares = np.where(of > 0, right / np.maximum(of, 1), np.nan)
     return [dict(zip(("masks", "tokens", "threshold", "background"), row, strict=True)) for row in shares.tolist()]
 
 
@@ -149,19 +152,15 @@ def reliability(
 ) -> list[Reliability]:
     """How far the scores of each of `heads` can be trusted, on every mask of a split (paper 3.5: "well-calibrated").
 
-    A label is right if it is the class under the mask's grid point; on background no label is. Void is left out.
-
-    Args:
-        dataset, store: as in `evaluate`.
-        heads: whose scores are judged.
-        background: False leaves out the points on background, too.
+    A label is right if it is the class under the mask's grid point; on background no label is. Void is left out, and
+    without `background` the points on background, too.
     """
 
     def one(i: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        truth, embeddings = dataset[i].semantic, store[i]
-        under = _under_points(truth, embeddings)
+        found = store[i]
+        under = _under_points(dataset[i].semantic, found)
         counted = (under != VOID) & (background | (under != 0))
-        predicted = [probabilities(head, embeddings.tokens)[counted] for head in heads]
+        predicted = [probabilities(head, found.tokens)[counted] for head in heads]
         return [(p.max(1), p.argmax(1) + 1 == under[counted]) for p in predicted]
 
     answers = zip(*machine.over_images(one, len(dataset), "reliability"), strict=True)
@@ -172,15 +171,3 @@ def _under_points(semantic: np.ndarray, embeddings: MaskEmbeddings) -> np.ndarra
     """The value of the true semantic map under each mask's grid point, (d,)."""
     x, y = embeddings.points.astype(int).T
     return semantic[y, x]
-
-
-def _points_kept(
-    example: Example, embeddings: MaskEmbeddings, head: MaskClassifier, config: InferenceConfig
-) -> list[tuple[int, int]]:
-    """Counts of one image's grid points for `where_lost`: (right, of how many) of tokens, threshold and background."""
-    probability = probabilities(head, embeddings.tokens)  # (d, C)
-    truth = _under_points(example.semantic, embeddings)
-    off, on = truth == 0, (truth != 0) & (truth != VOID)
-    right = on & (probability.argmax(1) + 1 == truth)
-    sure = probability.max(1) >= config.score_threshold
-    return [(k.sum(), of.sum()) for k, of in ((right, on), (sure & right, right), (off & ~sure, off))]

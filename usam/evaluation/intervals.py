@@ -1,8 +1,7 @@
 """How sure a score is: 95% intervals for other images (bootstrap) and other seeds of the heads (Student's t)."""
 
-import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -10,7 +9,8 @@ from scipy import stats
 from usam.evaluation.metrics import Reliability
 from usam.evaluation.scores import Scores
 
-RESAMPLES, CONFIDENCE = 1000, 0.95
+RESAMPLES, AT_ONCE = 1000, 100
+CONFIDENCE = 0.95
 
 
 class Interval(NamedTuple):
@@ -28,13 +28,8 @@ class Interval(NamedTuple):
 
 
 def mean(runs: Sequence[Scores], score: str) -> Interval:
-    """Mean over the seeds of `score` ("miou", "map50").
-
-    Args:
-        runs: the same method on the same images, one a seed.
-        score: which one.
-    """
-    return _within(of_mean(lambda weights: _of_runs(runs, score, weights), images_of(runs)))
+    """Mean over the seeds of `score` ("miou", "map50"); `runs` are the same method on the same images, one a seed."""
+    return _compared(lambda run, weights: run.resampled(score, weights), [len(runs[0].confusion)], runs)
 
 
 def difference(runs: Sequence[Scores], others: Sequence[Scores], score: str, same_images: bool = True) -> Interval:
@@ -44,31 +39,16 @@ def difference(runs: Sequence[Scores], others: Sequence[Scores], score: str, sam
 
     Args:
         runs, others: as in `mean`, with the same seeds; or one of them has none, and stands against all of the other's.
-        score: which one.
+        score: "miou" or "map50".
         same_images: False where the sides were scored on different data sets: then each draws its own images.
     """
-    sizes = [images_of(runs)] if same_images else [images_of(runs), images_of(others)]
-
-    def values(*weights: np.ndarray) -> np.ndarray:
-        return _of_runs(runs, score, weights[0]) - _of_runs(others, score, weights[-1])  # (S, B)
-
-    return of_mean(values, *sizes)
+    images = [len(side[0].confusion) for side in ([runs] if same_images else [runs, others])]
+    return _compared(lambda run, weights: run.resampled(score, weights), images, runs, others)
 
 
 def calibration(runs: Sequence[Reliability], others: Sequence[Reliability] = ()) -> Interval:
     """Mean over the seeds of the expected calibration error of `runs`, minus that of `others` if there are any."""
-
-    def values(weights: np.ndarray) -> np.ndarray:
-        errors = np.stack([run.error(weights) for run in runs])  # (S, B)
-        return errors - np.stack([other.error(weights) for other in others]) if others else errors
-
-    found = of_mean(values, len(runs[0].count))
-    return found if others else _within(found)
-
-
-def _within(found: Interval) -> Interval:
-    """No score is below 0 or above 1."""
-    return Interval(found.value, *np.clip(found[1:], 0, 1).tolist())
+    return _compared(Reliability.error, [len(runs[0].count)], runs, others)
 
 
 def share(runs: Sequence[np.ndarray], others: Sequence[np.ndarray] = ()) -> Interval:
@@ -80,26 +60,29 @@ def share(runs: Sequence[np.ndarray], others: Sequence[np.ndarray] = ()) -> Inte
         runs, others: (N, 2) counts of each image: of what the share is, and of all.
     """
 
-    def of(sides: Sequence[np.ndarray], weights: np.ndarray) -> np.ndarray:
-        counts = np.stack([weights @ side for side in sides])  # (S, B, 2)
-        return counts[..., 0] / np.maximum(counts[..., 1], 1)
-
-    def values(weights: np.ndarray) -> np.ndarray:
-        return of(runs, weights) - (of(others, weights) if others else 0)
+    def value(run: np.ndarray, weights: np.ndarray) -> np.ndarray:
+        counts = weights @ run  # (B, 2)
+        return counts[:, 0] / np.maximum(counts[:, 1], 1)
 
     if not all(side[:, 1].any() for side in (*runs, *others)):
         return Interval(np.nan, np.nan, np.nan)
-    found = of_mean(values, len(runs[0]))
-    return found if others else _within(found)
+    return _compared(value, [len(runs[0])], runs, others)
 
 
-def images_of(runs: Sequence[Scores]) -> int:
-    """Number of images that were scored."""
-    return len(runs[0].confusion)
+def _compared(
+    value: Callable[[Any, np.ndarray], np.ndarray], images: Sequence[int], runs: Sequence[Any], others: Sequence = ()
+) -> Interval:
+    """Interval of the mean of `value` (run, weights (B, N)) -> (B,) over `runs`, minus that over `others`, if any."""
 
+    def values(*weights: np.ndarray) -> np.ndarray:
+        """(S, B), from one array of weights, or from one for each side."""
+        ours = np.stack([value(run, weights[0]) for run in runs])
+        return ours - np.stack([value(other, weights[-1]) for other in others]) if others else ours
 
-def _of_runs(runs: Sequence[Scores], score: str, weights: np.ndarray) -> np.ndarray:
-    return np.stack([run.resampled(score, weights) for run in runs])
+    found = of_mean(values, *images)
+    if others:
+        return found
+    return Interval(found.value, *np.clip(found[1:], 0, 1).tolist())  # no score is below 0 or above 1
 
 
 def of_mean(values: Callable[..., np.ndarray], *images: int) -> Interval:
@@ -115,22 +98,19 @@ def of_mean(values: Callable[..., np.ndarray], *images: int) -> Interval:
         values: (B, N) numbers of times that each image is there, one array for each of `images` -> (S, B) values, one
             a seed.
         images: N of each set of images.
+
+    Returns:
+        The interval; its ends are NaN for a single image, and where a draw has no value.
     """
     each = values(*(np.ones((1, count)) for count in images))[:, 0]  # (S,)
     whole, seeds = float(each.mean()), len(each)
     if min(images) < 2:
         return Interval(whole, np.nan, np.nan)
-
-    def statistic(*drawn: np.ndarray, axis: int = -1) -> np.ndarray:
-        weights = (_counts(np.atleast_2d(indices), count) for indices, count in zip(drawn, images, strict=True))
-        return values(*weights).mean(0).reshape(drawn[0].shape[:-1])
-
-    with warnings.catch_warnings(action="ignore", category=stats.DegenerateDataWarning):  # then there is no interval
-        found = stats.bootstrap(
-            [np.arange(count) for count in images], statistic, n_resamples=RESAMPLES, method="basic",
-            vectorized=True, batch=100, rng=np.random.default_rng(0),
-        )  # fmt: skip
-    parts = np.array([found.standard_error**2, each.var(ddof=1) / seeds if seeds > 1 else 0.0])
+    rng, drawn = np.random.default_rng(0), []
+    for _ in range(RESAMPLES // AT_ONCE):
+        weights = [_counts(rng.integers(0, count, (AT_ONCE, count))) for count in images]
+        drawn.append(values(*weights).mean(0))
+    parts = np.array([np.concatenate(drawn).std(ddof=1) ** 2, each.var(ddof=1) / seeds if seeds > 1 else 0.0])
     freedom = np.array([min(images) - 1, max(seeds - 1, 1)])
     half = 0.0
     if parts.any():
@@ -139,7 +119,7 @@ def of_mean(values: Callable[..., np.ndarray], *images: int) -> Interval:
     return Interval(whole, whole - half, whole + half)
 
 
-def _counts(indices: np.ndarray, count: int) -> np.ndarray:
-    """How many times each of `count` images is among (B, N) drawn ones: (B, count)."""
-    rows = np.arange(len(indices))[:, None]
-    return np.bincount((rows * count + indices).ravel(), minlength=len(indices) * count).reshape(-1, count)
+def _counts(drawn: np.ndarray) -> np.ndarray:
+    """How many times each of N images is among the N that were drawn, row by row: (B, N) -> (B, N)."""
+    rows = np.arange(len(drawn))[:, None]
+    return np.bincount((rows * drawn.shape[1] + drawn).ravel(), minlength=drawn.size).reshape(drawn.shape)

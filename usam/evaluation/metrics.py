@@ -16,6 +16,7 @@ from usam.errors import UserError
 Truth = tuple[str | int, tuple[int, int], list[Instance]]
 Detection = tuple[str | int, int, float, dict[str, Any]]
 RECALLS = np.linspace(0, 1, 101)
+BINS = 15  # of equal width; how many is a convention
 
 
 def confusion_matrix(truth: np.ndarray, prediction: np.ndarray, num_classes: int) -> np.ndarray:
@@ -95,14 +96,10 @@ class Matches:
             precision = hits / np.maximum(np.cumsum(counted, 1), 1)
             best_from_here = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
             recall = hits / total[there, label, None]
-            found[there, label] = [_interpolated(r, p) for r, p in zip(recall, best_from_here, strict=True)]
+            for row, r, p in zip(there, recall, best_from_here, strict=True):
+                first = np.searchsorted(r, RECALLS)  # where each recall is reached; none is reached behind the end
+                found[row, label] = np.append(p, 0.0)[first].mean()
         return found if weights is not None else found[0]
-
-
-def _interpolated(recall: np.ndarray, precision: np.ndarray) -> float:
-    """Mean over the 101 recalls of the precision where each is reached first, 0 where it is not."""
-    place = np.searchsorted(recall, RECALLS, side="left")
-    return np.append(precision, 0.0)[place].mean()
 
 
 def match(truth: Sequence[Truth], detections: Sequence[Detection], num_classes: int) -> Matches:
@@ -114,20 +111,15 @@ def match(truth: Sequence[Truth], detections: Sequence[Detection], num_classes: 
         num_classes: C.
 
     Raises:
-        UserError: an image twice, a detection on an unknown image, a mask of another size, a label out of range.
+        UserError: an image twice, a mask of another size, a label out of range.
     """
     sizes = {image_id: tuple(size) for image_id, size, _ in truth}
     if len(sizes) < len(truth):
         raise UserError(f"{len(truth)} images but {len(sizes)} different ids: give every image once")
-    objects = [
-        (image_id, one.label, one.mask, {"iscrowd": int(one.crowd)}) for image_id, _, ones in truth for one in ones
-    ]
-    found = [(image_id, label, mask, {"iscrowd": 0, "score": score}) for image_id, label, score, mask in detections]
-    evaluation = COCOeval(
-        coco_index(_coco_content(sizes, objects, num_classes)),
-        coco_index(_coco_content(sizes, found, num_classes)),
-        "segm",
-    )
+    objects = [(image_id, one.label, one.mask, {"iscrowd": one.crowd}) for image_id, _, ones in truth for one in ones]
+    found = [(image_id, label, mask, {"score": score}) for image_id, label, score, mask in detections]
+    indices = [coco_index(_coco_content(sizes, masks, num_classes)) for masks in (objects, found)]
+    evaluation = COCOeval(*indices, "segm")
     p = evaluation.params
     p.iouThrs, p.maxDets, p.areaRng, p.areaRngLbl = np.array([0.5]), [100], [[0, 1e10]], ["all"]
     with redirect_stdout(None):
@@ -136,14 +128,10 @@ def match(truth: Sequence[Truth], detections: Sequence[Detection], num_classes: 
     for entry in filter(None, evaluation.evalImgs):  # one for each class and image that has something
         image, label = entry["image_id"] - 1, entry["category_id"] - 1
         count[image, label] = (np.asarray(entry["gtIgnore"]) == 0).sum()
-        counts = ~entry["dtIgnore"][0]
-        rows += [
-            (image, label, score, hit > 0)
-            for score, hit in zip(np.array(entry["dtScores"])[counts], entry["dtMatches"][0][counts], strict=True)
-        ]
-    columns = zip(*rows, strict=True) if rows else ((),) * 4
-    kinds = (int, int, float, bool)
-    return Matches(*(np.array(column, kind) for column, kind in zip(columns, kinds, strict=True)), count)
+        detected = zip(entry["dtScores"], entry["dtMatches"][0], entry["dtIgnore"][0], strict=True)
+        rows += [(image, label, score, hit > 0) for score, hit, ignored in detected if not ignored]
+    columns = np.array(rows, float).reshape(-1, 4).T
+    return Matches(*(column.astype(kind) for column, kind in zip(columns, (int, int, float, bool), strict=True)), count)
 
 
 def _coco_content(sizes: dict, masks: list[tuple], num_classes: int) -> dict[str, list[dict[str, Any]]]:
@@ -151,14 +139,9 @@ def _coco_content(sizes: dict, masks: list[tuple], num_classes: int) -> dict[str
     numbers = {image_id: n for n, image_id in enumerate(sizes, 1)}
     annotations = []
     for n, (image_id, label, mask, more) in enumerate(masks, 1):
-        if image_id not in sizes:
-            raise UserError(
-                f"a detection is on image {image_id!r}, which has no truth: evaluate the split you predicted"
-            )
-        if tuple(mask["size"]) != sizes[image_id]:
-            raise UserError(
-                f"a mask of image {image_id!r} is {mask['size']}, the image {sizes[image_id]}: predict it again"
-            )
+        size = sizes[image_id]
+        if tuple(mask["size"]) != size:
+            raise UserError(f"a mask of image {image_id!r} is {mask['size']}, the image {size}: predict it again")
         if not 0 <= label < num_classes:
             raise UserError(f"a mask of image {image_id!r} has label {label}, expected 0 to {num_classes - 1}")
         place = {"id": n, "image_id": numbers[image_id], "category_id": int(label) + 1}
@@ -166,9 +149,6 @@ def _coco_content(sizes: dict, masks: list[tuple], num_classes: int) -> dict[str
     images = [{"id": numbers[i], "height": height, "width": width} for i, (height, width) in sizes.items()]
     categories = [{"id": c} for c in range(1, num_classes + 1)]
     return {"images": images, "categories": categories, "annotations": annotations}
-
-
-BINS = 15  # of equal width; how many is a convention
 
 
 @dataclass(frozen=True)
@@ -198,11 +178,7 @@ class Reliability:
     def error(self, weights: np.ndarray) -> np.ndarray:
         """Expected calibration error: mean over masks of |share that is right - mean score| of their bin.
 
-        Args:
-            weights: (B, N), how many times each image counts, in B ways.
-
-        Returns:
-            (B,) in 0 to 1.
+        `weights` are (B, N), how many times each image counts, in B ways; the result is (B,) in 0 to 1.
         """
         count, score, right = (weights @ part for part in (self.count, self.score, self.right))
         return np.abs(right - score).sum(-1) / np.maximum(count.sum(-1), 1)

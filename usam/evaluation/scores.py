@@ -1,21 +1,20 @@
 """Scores of a run on a data set (paper 4), and oracles that show where the rest is lost."""
 
-from collections.abc import Callable, Mapping, Sequence
+import io
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
-from typing import BinaryIO
 
 import numpy as np
 
 from usam import machine
+from usam.baselines import Annotate
 from usam.config import InferenceConfig
 from usam.data.datasets import Dataset, Example
 from usam.evaluation.metrics import Detection, Matches, Truth, class_iou, confusion_matrix, match, mean_known
 from usam.method.head import MaskClassifier
 from usam.method.inference import LabelledMasks, label_masks, probabilities
 from usam.method.masks import MaskEmbeddings, mask_iou, masks_to_rle, rle_to_masks, to_image_size
-
-Annotate = Callable[[Example, MaskEmbeddings], LabelledMasks]
 
 
 @dataclass(frozen=True)
@@ -38,17 +37,12 @@ class Scores:
     @property
     def map50(self) -> float:
         """Mean average precision at mask IoU 0.5 over the classes that occur (crowds alone do not count)."""
-        return float(mean_known(self.ap50))
+        return float(mean_known(self.matches.average_precision()))
 
     @property
     def iou(self) -> np.ndarray:
         """(C + 1,) per class, background first; NaN where a class does not occur."""
         return class_iou(self.confusion.sum(0, dtype=np.int64))
-
-    @property
-    def ap50(self) -> np.ndarray:
-        """(C,) per class; NaN where a class does not occur."""
-        return self.matches.average_precision()
 
     def resampled(self, score: str, weights: np.ndarray) -> np.ndarray:
         """`score` ("miou", "map50") as if image i were there weights[b, i] times: (B, N) -> (B,)."""
@@ -58,13 +52,15 @@ class Scores:
         total = weights.astype(float) @ self.confusion.reshape(images, side**2)
         return mean_known(class_iou(total.reshape(-1, side, side)))
 
-    def save(self, file: BinaryIO, **more: np.ndarray | str) -> None:
-        """Write all of it, and `more`, as NumPy's .npz."""
-        np.savez_compressed(file, confusion=self.confusion, **vars(self.matches), **more)
+    def packed(self, **more: str) -> bytes:
+        """All of it, and `more`, as NumPy's .npz."""
+        content = io.BytesIO()
+        np.savez_compressed(content, confusion=self.confusion, **vars(self.matches), **more)
+        return content.getvalue()
 
     @classmethod
     def of(cls, found: Mapping[str, np.ndarray]) -> "Scores":
-        """What `save` wrote, opened by `numpy.load`."""
+        """What `packed` made, opened by `numpy.load`."""
         return cls(found["confusion"], Matches(**{f.name: found[f.name] for f in fields(Matches)}))
 
 
@@ -77,12 +73,10 @@ def evaluate(
     def one(i: int) -> tuple[np.ndarray, Truth, list[Detection]]:
         example = dataset[i]
         found = annotate(example, store[i])
+        counts = confusion_matrix(example.semantic, found.semantic_map(), classes)
         rows = zip(found.labels.tolist(), found.scores.tolist(), masks_to_rle(found.masks), strict=True)
-        return (
-            confusion_matrix(example.semantic, found.semantic_map(), classes),
-            (example.image_id, example.semantic.shape, example.instances),
-            [(example.image_id, *row) for row in rows],
-        )
+        truth = (example.image_id, example.semantic.shape, example.instances)
+        return counts, truth, [(example.image_id, *row) for row in rows]
 
     confusion, truth, detections = zip(*machine.over_images(one, len(dataset), label), strict=True)
     return Scores(np.stack(confusion), match(truth, list(chain(*detections)), classes))
@@ -93,20 +87,14 @@ def by_head(head: MaskClassifier, config: InferenceConfig, classes: int | None =
     return lambda _example, e: label_masks(probabilities(head, e.tokens), e, config, classes)
 
 
-def truth_masks(example: Example) -> tuple[np.ndarray, np.ndarray]:
-    """Masks (n, H, W) bool and labels (n,) of an image's instances, crowds left out."""
-    instances = [i for i in example.instances if not i.crowd]
-    masks = rle_to_masks([i.mask for i in instances]) if instances else np.zeros((0, *example.semantic.shape), bool)
-    return masks, np.array([i.label for i in instances], int)
-
-
 def compared_masks(
     example: Example, embeddings: MaskEmbeddings
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Our masks (d, H, W), true masks (n, H, W), true labels (n,), and IoU (d, n) between the two."""
+    """Our masks (d, H, W), true masks (n, H, W) and labels (n,), crowds left out, and IoU (d, n) between the two."""
     ours = to_image_size(rle_to_masks(embeddings.masks), embeddings.extent, embeddings.image_size)
-    true, labels = truth_masks(example)
-    return ours, true, labels, mask_iou(ours, true)
+    objects = [one for one in example.instances if not one.crowd]
+    true = rle_to_masks([one.mask for one in objects]) if objects else np.zeros((0, *example.semantic.shape), bool)
+    return ours, true, np.array([one.label for one in objects], int), mask_iou(ours, true)
 
 
 def oracle_labels(config: InferenceConfig) -> Annotate:
@@ -129,8 +117,6 @@ def oracle_masks(head: MaskClassifier) -> Annotate:
 
     def annotate(example: Example, embeddings: MaskEmbeddings) -> LabelledMasks:
         _, true, _, iou = compared_masks(example, embeddings)
-        if not len(true):
-            return LabelledMasks(*np.zeros((2, 0), int), np.zeros(0, np.float32), true)
         best = iou.argmax(0)
         probability = probabilities(head, embeddings.tokens)[best]
         order = np.argsort(-probability.max(1), kind="stable")

@@ -37,68 +37,51 @@ SHARD = 64
 
 
 class EmbeddingStore(Sequence[MaskEmbeddings]):
-    """Read access to a finished store in `folder`; `store[i]` are the embeddings of image `store.ids[i]`."""
+    """Read access to a finished store in `folder`; `store[i]` are the embeddings of the image that was its i-th."""
 
     def __init__(self, folder: Path):
-        self._shards = sorted(p for p in folder.glob("[0-9]" * 5) if p.is_dir())
-        if not self._shards:
+        shards = sorted(folder.glob("[0-9]" * 5))
+        if not shards:
             raise UserError(f"no embeddings in {folder}: run notebook 02_embeddings first")
         self.folder = folder
-        self._points: np.ndarray | None = None  # None: all
-        images = [json.loads((shard / "images.json").read_text()) for shard in self._shards]
-        self._images = list(chain.from_iterable(images))
-        self._starts = np.cumsum([0] + [len(some) for some in images])
-        self._side = math.isqrt(self._file(0, "iou").shape[1])
-        self.ids: list[str | int] = [image["id"] for image in self._images]
+        self._images = [image for shard in shards for image in json.loads((shard / "images.json").read_text())]
+        self._points = np.arange(self._file(0, "iou").shape[1])
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, index: int) -> MaskEmbeddings:
         index = range(len(self))[index]  # from the end, too
-        image, (shard, row) = self._images[index], self._place(index)
-        tokens, iou = (np.array(self._file(shard, name)[row]) for name in ("tokens", "iou"))
+        image, (shard, row) = self._images[index], divmod(index, SHARD)
+        tokens, iou = (self._file(shard, name)[row] for name in ("tokens", "iou"))
         masks = self._masks(shard, row, image["size"]) if "size" in image else []
         size = tuple(image["image_size"])
-        whole = MaskEmbeddings(tokens, masks, iou, size, tuple(image["extent"]), point_grid(size, self._side))
-        return whole if self._points is None else whole.at(self._points)
+        whole = MaskEmbeddings(tokens, masks, iou, size, tuple(image["extent"]), point_grid(size, math.isqrt(len(iou))))
+        return whole.at(self._points)  # a copy: the files are closed again
 
     def _file(self, shard: int, name: str) -> np.ndarray:
         """Memory-mapped for as long as it is held: not longer, since open files and mapped pages count."""
-        return np.load(self._shards[shard] / f"{name}.npy", mmap_mode="r")
-
-    def _place(self, index: int) -> tuple[int, int]:
-        shard = int(np.searchsorted(self._starts, index, side="right")) - 1
-        return shard, index - int(self._starts[shard])
+        return np.load(self.folder / f"{shard:05d}" / f"{name}.npy", mmap_mode="r")
 
     def _masks(self, shard: int, row: int, size: list[int]) -> list[dict]:
         ends = self._file(shard, "ends")
         before = int(ends[row - 1, -1]) if row else 0
-        text = self._file(shard, "masks")[before : int(ends[row, -1])].tobytes()
-        cuts = [0, *(ends[row] - before).tolist()]
-        return [{"size": size, "counts": text[a:b]} for a, b in pairwise(cuts)]
+        return _cut(self._file(shard, "masks")[before : int(ends[row, -1])], ends[row] - before, size)
 
     def at(self, points: np.ndarray) -> "EmbeddingStore":
         """The same store with these grid points (n,) alone."""
         fewer = copy.copy(self)
-        fewer._points = points
+        fewer._points = self._points[points]
         return fewer
 
     def tokens(self, indices: np.ndarray) -> np.ndarray:
         """Flattened tokens (n, d, 1024) float16 of some images; each shard is opened once."""
-        shards = np.searchsorted(self._starts, indices, side="right") - 1
-        found = np.empty((len(indices), *self.shape[1:]), np.float16)
+        shards, rows = np.divmod(indices, SHARD)
+        found = np.empty((len(indices), len(self._points), *self._file(0, "tokens").shape[2:]), np.float16)
         for shard in np.unique(shards):
-            at = np.flatnonzero(shards == shard)
-            some = self._file(shard, "tokens")[indices[at] - self._starts[shard]]
-            found[at] = (some if self._points is None else some[:, self._points]).reshape(len(at), *self.shape[1:])
-        return found
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(N, d, 1024) of all flattened tokens."""
-        _, d, *width = self._file(0, "tokens").shape
-        return len(self), d if self._points is None else len(self._points), math.prod(width)
+            at = shards == shard
+            found[at] = self._file(shard, "tokens")[rows[at]][:, self._points]
+        return found.reshape(*found.shape[:2], -1)
 
 
 def build(
@@ -110,7 +93,7 @@ def build(
     """Take the embeddings that `folder` does not hold yet, shard by shard, and open the store.
 
     Args:
-        folder: of this set of images and these settings alone (name it by `runs.stage_key`).
+        folder: of this set of images and these settings alone.
         ids: of the images, in order.
         stream: ids -> their embeddings in this order, such as `sam.Extractor.stream`; not called if all are there.
         label: text before the progress bar.
@@ -118,21 +101,20 @@ def build(
     Raises:
         UserError: an image that cannot be read, a full disk. Shards that are finished stay.
     """
-    parts = [list(ids[k : k + SHARD]) for k in range(0, len(ids), SHARD)]
+    parts = {folder / f"{k // SHARD:05d}": list(ids[k : k + SHARD]) for k in range(0, len(ids), SHARD)}
     with locked(folder):
-        todo = [(k, part) for k, part in enumerate(parts) if not _is_whole(folder / f"{k:05d}", part)]
-        missing = [one for _, part in todo for one in part]
+        todo = {shard: part for shard, part in parts.items() if not _is_whole(shard, part)}
+        missing = list(chain(*todo.values()))
         bar = tqdm(total=len(ids), initial=len(ids) - len(missing), desc=label, unit="image", disable=not todo)
         with bar, closing(_counted(stream(missing) if missing else (), bar)) as found:
-            for k, part in todo:
-                _write(folder / f"{k:05d}", part, list(islice(found, len(part))))
+            for shard, part in todo.items():
+                _write(shard, part, list(islice(found, len(part))))
     return EmbeddingStore(folder)
 
 
 def save(file: Path, embeddings: MaskEmbeddings) -> None:
     """Write the embeddings of one image, with masks, as NumPy's .npz: whole or not at all."""
-    text = np.frombuffer(b"".join(mask["counts"] for mask in embeddings.masks), np.uint8)
-    ends = np.cumsum([len(mask["counts"]) for mask in embeddings.masks], dtype=np.int64)
+    text, ends = _joined(embeddings.masks)
     sizes = np.array([*embeddings.image_size, *embeddings.extent, *embeddings.masks[0]["size"]], float)
     content = io.BytesIO()
     np.savez(content, tokens=embeddings.tokens, iou=embeddings.iou, sizes=sizes, text=text, ends=ends)
@@ -150,10 +132,21 @@ def load(file: Path) -> MaskEmbeddings:
             tokens, iou, sizes, text, ends = (found[name] for name in ("tokens", "iou", "sizes", "text", "ends"))
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
         raise UserError(f"{file} is damaged ({error}): delete it and start again") from error
-    (height, width, *extent, rows, columns), counts = sizes.tolist(), text.tobytes()
-    masks = [{"size": [int(rows), int(columns)], "counts": counts[a:b]} for a, b in pairwise([0, *ends.tolist()])]
-    size = (int(height), int(width))
-    return MaskEmbeddings(tokens, masks, iou, size, tuple(extent), point_grid(size, math.isqrt(len(iou))))
+    height, width, rows, columns = sizes[[0, 1, 4, 5]].astype(int).tolist()
+    size, masks = (height, width), _cut(text, ends, [rows, columns])
+    return MaskEmbeddings(tokens, masks, iou, size, tuple(sizes[2:4].tolist()), point_grid(size, math.isqrt(len(iou))))
+
+
+def _joined(masks: Iterable[dict]) -> tuple[np.ndarray, np.ndarray]:
+    """The text of all RLEs, one after the other, uint8, and where each ends, (n,) int64."""
+    counts = [mask["counts"] for mask in masks]
+    return np.frombuffer(b"".join(counts), np.uint8), np.cumsum([len(one) for one in counts], dtype=np.int64)
+
+
+def _cut(text: np.ndarray, ends: np.ndarray, size: list[int]) -> list[dict]:
+    """The RLEs of masks of one size that `_joined` has joined."""
+    counts = text.tobytes()
+    return [{"size": size, "counts": counts[a:b]} for a, b in pairwise([0, *ends.tolist()])]
 
 
 def _counted(items: Iterable[MaskEmbeddings], bar: tqdm) -> Generator[MaskEmbeddings, None, None]:
@@ -189,15 +182,15 @@ def _write(shard: Path, ids: list[str | int], embeddings: list[MaskEmbeddings]) 
         {"id": i, "image_size": e.image_size, "extent": e.extent} | ({"size": e.masks[0]["size"]} if masks else {})
         for i, e in zip(ids, embeddings, strict=True)
     ]
+    arrays = {name: np.stack([getattr(one, name) for one in embeddings]) for name in ("tokens", "iou")}
+    if masks:
+        text, ends = _joined(masks)
+        arrays |= {"masks": text, "ends": ends.reshape(len(embeddings), -1)}
     try:
         with writing(shard):
             temporary.mkdir(parents=True)
-            np.save(temporary / "tokens.npy", np.stack([e.tokens for e in embeddings]))
-            np.save(temporary / "iou.npy", np.stack([e.iou for e in embeddings]))
-            if masks:
-                np.save(temporary / "masks.npy", np.frombuffer(b"".join(m["counts"] for m in masks), np.uint8))
-                ends = np.cumsum([len(m["counts"]) for m in masks], dtype=np.int64)
-                np.save(temporary / "ends.npy", ends.reshape(len(embeddings), -1))
+            for name, array in arrays.items():
+                np.save(temporary / f"{name}.npy", array)
             (temporary / "images.json").write_text(json.dumps(images))
             temporary.rename(shard)
     except UserError:

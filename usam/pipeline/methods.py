@@ -7,9 +7,10 @@ by the stages, so that a second call finds it. Methods that learn nothing ignore
 from typing import NamedTuple
 
 from usam import machine
+from usam.baselines import Annotate
 from usam.baselines.sam_clip import PAPER, ClipLabeller, View, by_clip
 from usam.config import Profile
-from usam.evaluation.scores import Annotate, by_head, oracle_labels, oracle_masks
+from usam.evaluation.scores import by_head, oracle_labels, oracle_masks
 from usam.pipeline import stages
 
 

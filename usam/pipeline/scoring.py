@@ -1,7 +1,6 @@
 """The last stage of a run: methods are evaluated, and each evaluation becomes a row of runs.csv (paper 4)."""
 
 import functools
-import io
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -60,10 +59,8 @@ def score(
     Raises:
         UserError: there is no such method.
     """
-    ready = METHODS.find(method)
-    return evaluated(
-        profile, dataset_name, source, seed, method, lambda: ready(profile, dataset_name, source, seed), split
-    )
+    ready = functools.partial(METHODS.find(method), profile, dataset_name, source, seed)
+    return evaluated(profile, dataset_name, source, seed, method, ready, split)
 
 
 def score_clip(profile: Profile, dataset_name: str, view: View = PAPER, split: str | None = None) -> Scores:
@@ -85,12 +82,7 @@ def evaluated(
 
     The scores are stored, image by image, and not computed again as long as nothing has changed that decides them. A
     way is known by the name of its method: it must be code of the package or of the registry, not of a notebook.
-
-    Args:
-        profile, dataset_name, split: what is evaluated.
-        source, seed: of the training; "none" and None where nothing was trained.
-        method: the name.
-        ready: makes the method ready, if its scores are not stored.
+    `ready` makes the method ready, if its scores are not stored; the rest is as in `score`.
     """
     if source in profile.sources:
         stages.training_images(profile, source)  # what a crawl finds is part of the key
@@ -106,7 +98,7 @@ def evaluated(
             row |= dict(miou=scores.miou, map50=scores.map50) | cost | machine.provenance()
             if training_seconds is not None:
                 row["training_seconds"] = training_seconds
-            _save(file, scores, row)
+            write_atomically(file, scores.packed(row=json.dumps(row)))
         else:
             scores, row = known
     record(paths.results(profile.name) / "runs.csv", **row)
@@ -168,14 +160,8 @@ def _file(profile: Profile, dataset_name: str, identity: dict[str, Any]) -> Path
     return paths.data() / profile.name / "scores" / f"{key}.npz"
 
 
-def _save(file: Path, scores: Scores, row: dict[str, Any]) -> None:
-    content = io.BytesIO()
-    scores.save(content, row=json.dumps(row))
-    write_atomically(file, content.getvalue())
-
-
 def _load(file: Path) -> tuple[Scores, dict[str, Any]] | None:
-    """What `_save` wrote, or None if it is not there or damaged."""
+    """The stored scores and their row, or None if they are not there or damaged."""
     try:
         with open(file, "rb") as content, np.load(content) as found:
             return Scores.of(found), json.loads(str(found["row"]))

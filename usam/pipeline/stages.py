@@ -9,6 +9,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,8 @@ def dataset(profile: Profile, dataset_name: str, split: str | None = None) -> Da
         UserError: unknown data set or split; a real data set that is missing or incomplete.
     """
     if dataset_name not in profile.datasets:
-        raise UserError(
-            f"profile '{profile.name}' has no data set '{dataset_name}': it has {', '.join(profile.datasets)}"
-        )
+        known = ", ".join(profile.datasets)
+        raise UserError(f"profile '{profile.name}' has no data set '{dataset_name}': it has {known}")
     config = profile.datasets[dataset_name]
     root = paths.data() / config.root
     if config.maker:
@@ -101,8 +101,7 @@ def _make_dataset(config: DataConfig, root: Path) -> None:
         shutil.rmtree(new, ignore_errors=True)
         with writing(root):
             make(new, config.images, config.classes)
-            stamp = {"key": key, "maker": config.maker, "images": config.images}
-            (new / STAMP).write_text(json.dumps(stamp))
+            (new / STAMP).write_text(json.dumps({"key": key, "maker": config.maker, "images": config.images}))
             shutil.rmtree(root, ignore_errors=True)  # made by other code or settings
             new.rename(root)
 
@@ -118,9 +117,7 @@ def training_images(profile: Profile, source: str, names: Sequence[str] | None =
     """Images of each of `names` from a source (paper 3.4); by default of all classes of the profile's data sets."""
     if source not in profile.sources:
         raise UserError(f"profile '{profile.name}' has no source '{source}': it has {', '.join(profile.sources)}")
-    if names is None:
-        names = all_class_names(profile)
-    made = collect(paths.data() / "images", source, profile.sources[source], names)
+    made = collect(paths.data() / "images", source, profile.sources[source], names or all_class_names(profile))
     _report(f"{len(made.table)} {source} images", made.hit, made.folder)
     return made
 
@@ -134,8 +131,7 @@ def embeddings(profile: Profile, what: str, split: str | None = None) -> Embeddi
     if what in profile.sources:
         return _embedded_images(profile, what, training_images(profile, what))
     data = dataset(profile, what, split)
-    ids = list(data.image_ids)
-    origin = cache.key([ids, _files_state(profile, what, data.files)])
+    ids, origin = list(data.image_ids), _files_key(profile, what, data, data.files)
     name = f"{what}-{split or profile.datasets[what].split}"
     return _embedded(profile, name, ids, lambda i: data.image(ids.index(i)), origin)
 
@@ -169,20 +165,20 @@ def single_image_folder(profile: Profile) -> Path:
 def _sam_key(profile: Profile, *inputs: Any) -> str:
     """Of SAM, its settings, `inputs` and the code that decides the embeddings."""
     settings = profile.sam.model_dump(mode="json", exclude=HOW_FAST)
-    return cache.key([*inputs, settings], (*CODE, *sam_code(profile)), [find_checkpoint(profile)])
+    return cache.key([*inputs, settings], [*CODE, *_folders({profile.sam.model})], [find_checkpoint(profile)])
 
 
 def data_key(profile: Profile, dataset_name: str, split: str | None = None) -> str:
     """Changes with any image or annotation of a split."""
     data = dataset(profile, dataset_name, split)
-    return cache.key([list(data.image_ids), _files_state(profile, dataset_name, [*data.files, *data.truth_files])])
+    return _files_key(profile, dataset_name, data, [*data.files, *data.truth_files])
 
 
-def _files_state(profile: Profile, dataset_name: str, files: list[Path]) -> str | list:
-    """Changes with the files: the key of a set that was made here, else each file's size and time."""
+def _files_key(profile: Profile, dataset_name: str, data: Dataset, files: list[Path]) -> str:
+    """Changes with the files: with the key of a set that was made here, else with each file's size and time."""
     made = _stamp(paths.data() / profile.datasets[dataset_name].root).get("key")
-    states = ((file.name, file.stat()) for file in files)
-    return made or [(name, state.st_size, state.st_mtime_ns) for name, state in states]
+    states = made or [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+    return cache.key([list(data.image_ids), states])
 
 
 def find_checkpoint(profile: Profile) -> Path:
@@ -200,17 +196,17 @@ def find_checkpoint(profile: Profile) -> Path:
     return path
 
 
-def sam_code(profile: Profile) -> list[Path]:
-    """Where the code of a SAM lies that is not segment-anything's own."""
-    return [source_folder(profile.sam.model)] if ":" in profile.sam.model else []
-
-
 def own_code(profile: Profile) -> list[Path]:
     """Where the code lies that a profile names or that was registered: of data sets, sources, SAM and methods."""
-    named = {name for config in profile.datasets.values() for name in (config.maker, config.format) if name}
-    named |= {source.kind for source in profile.sources.values()}
+    named = {profile.sam.model, *(source.kind for source in profile.sources.values())}
+    named |= {name for config in profile.datasets.values() for name in (config.maker, config.format) if name}
     registered = [*METHODS.own_code(), *IMAGE_SOURCES.own_code(), *DATASET_READERS.own_code()]
-    return [*sam_code(profile), *registered, *(source_folder(name) for name in sorted(named) if ":" in name)]
+    return [*registered, *_folders(named)]
+
+
+def _folders(names: set[str]) -> list[Path]:
+    """Where those of `names` lie that are "module:name" and so not the project's own."""
+    return [source_folder(name) for name in sorted(names) if ":" in name]
 
 
 def extractor(profile: Profile) -> Extractor:
@@ -236,20 +232,17 @@ def heads(profile: Profile, dataset_name: str, source: str, seed: int, shuffled:
     `shuffled` gives the images each other's labels: a control, with the same training and nothing to learn.
     """
     made = training_images(profile, source)
-    return _heads(
-        profile, f"{dataset_name}-{source}-{seed}", source, made, class_names(profile, dataset_name), seed, shuffled
-    )
+    classes = {name: [name] for name in class_names(profile, dataset_name)}
+    return _heads(profile, f"{dataset_name}-{source}-{seed}", source, made, classes, seed, shuffled)
 
 
 def heads_of(profile: Profile, classes: Mapping[str, Sequence[str]], source: str, seed: int) -> Heads:
     """Teacher and student for a user's classes, each with the names that it gathers; images are made for the names.
 
-    If every class has its own name alone, they are those that `heads` trains for a data set of these classes.
+    If every class has its own name alone, they equal those that `heads` trains for a data set of these classes.
     """
-    names = sorted({name for gathered in classes.values() for name in gathered})
-    made = training_images(profile, source, names)
-    alone = all(list(gathered) == [name] for name, gathered in classes.items())
-    return _heads(profile, f"own-{source}-{seed}", source, made, list(classes) if alone else classes, seed)
+    made = training_images(profile, source, sorted(set(chain(*classes.values()))))
+    return _heads(profile, f"own-{source}-{seed}", source, made, classes, seed)
 
 
 def _heads(
@@ -257,12 +250,11 @@ def _heads(
     label: str,
     source: str,
     made: TrainingImages,
-    classes: Sequence[str] | Mapping[str, Sequence[str]],
+    classes: Mapping[str, Sequence[str]],
     seed: int,
     shuffled: bool = False,
 ) -> Heads:
     found = _embedded_images(profile, source, made)
-    place = paths.data() / profile.name / "heads" / label
 
     @functools.cache
     def bags() -> Bags:
@@ -271,9 +263,9 @@ def _heads(
 
     def one(kind: str, *distilled: Any) -> StoredHead:
         """A teacher or a student, from its file or trained."""
-        ordered = [*classes.items()] if isinstance(classes, Mapping) else classes  # the order of classes counts
+        ordered = list(classes.items())  # the order of classes counts
         settings = [found.folder.name, profile.grid, profile.head, ordered, seed, shuffled, *distilled[1:]]
-        file = place.with_name(f"{place.name}-{kind}-{cache.key(settings, CODE)}.safetensors")
+        file = paths.data() / profile.name / "heads" / f"{label}-{kind}-{cache.key(settings, CODE)}.safetensors"
         with locked(file):
             trained = load_head(file, len(classes), profile.head.widths)
             _report(f"{kind} for {len(classes)} classes", trained is not None, file)

@@ -1,6 +1,7 @@
 """What if one setting were another one? (paper 4, Table 4; what the paper leaves open; what it does not have)."""
 
 import functools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from usam.config import Profile
 from usam.data.class_names import NOTHING
 from usam.evaluation import intervals
 from usam.evaluation.scores import Scores, by_head
-from usam.pipeline import granularity, scoring, stages
+from usam.pipeline import scoring, stages
 from usam.pipeline.methods import Ready
 
 
@@ -23,8 +24,7 @@ def sweep(
     stored, and a head is trained only if it is another one.
 
     Args:
-        profile: the settings around which one is changed.
-        dataset_name, source: data set, and images that the head learns from.
+        profile, dataset_name, source: the settings, data set and training images.
         split: of the data set: the validation split, if choices are to be made.
         key: "head.a" for instance.
         values: for it; the profile's own is added if it is not among them.
@@ -43,27 +43,22 @@ def sweep(
 
 def _in_order(profile: Profile, key: str, values: Sequence[Any]) -> list[tuple[Profile, Any]]:
     """The profile with each value at `key` in turn, its own among them, and that value."""
-    own: Any = profile.model_dump(mode="json")
-    for word in key.split("."):
-        own = own[word]
-    each: dict[str, tuple[Profile, Any]] = {}
+
+    def at_key(one: Profile) -> Any:
+        return functools.reduce(operator.getitem, key.split("."), one.model_dump(mode="json"))
+
+    own, each = at_key(profile), {}
     for value in (*values, own):
         changed = profile.changed(key, value)
-        each.setdefault(changed.model_dump_json(), (changed, value))
+        each.setdefault(changed.model_dump_json(), (changed, at_key(changed)))
     if isinstance(own, str):
         return list(each.values())
-    return sorted(each.values(), key=lambda one: _rank(one[1]))
-
-
-def _rank(value: Any) -> tuple:
-    """Numbers, or several, from small to large; None, which stands for all, is the largest."""
-    return (value is None, *(value if isinstance(value, (list, tuple)) else (value or 0,)))
+    return sorted(each.values(), key=lambda one: (one[1] is None, one[1] or 0))  # None, which stands for all, is last
 
 
 def _score(profile: Profile, changed: Profile, dataset_name: str, source: str, seed: int, split: str) -> Scores:
     """A run of `changed`. If only the choice among SAM's masks differs, the head stays: tokens do not depend on it."""
-    same_masks = changed.sam.model_copy(update={"mask_choice": profile.sam.mask_choice})
-    if changed.sam == profile.sam or same_masks != profile.sam:
+    if changed == profile or changed.changed("sam.mask_choice", profile.sam.mask_choice) != profile:
         return scoring.score(changed, dataset_name, source, seed, split=split)
     student = stages.heads(profile, dataset_name, source, seed).student
     return scoring.evaluated(
@@ -74,7 +69,7 @@ def _score(profile: Profile, changed: Profile, dataset_name: str, source: str, s
 def _words(value: Any) -> str:
     if value is None:
         return "all"
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list):
         return " · ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -88,11 +83,7 @@ BEYOND_THE_PAPER = {
 
 
 def beyond_the_paper(profile: Profile, dataset_name: str, source: str, split: str) -> dict[str, list[Scores]]:
-    """Scores of all seeds for each setting of `inference` that the paper does not have, its own protocol first.
-
-    Args:
-        profile, dataset_name, source, split: as in `sweep`.
-    """
+    """Scores of all seeds for each setting of `inference` that the paper does not have, its own protocol first."""
     profiles = {"the paper's protocol": profile}
     profiles |= {name: profile.changed(f"inference.{key}", value) for name, (key, value) in BEYOND_THE_PAPER.items()}
     return {
@@ -106,9 +97,10 @@ def others(profile: Profile, dataset_name: str, source: str, split: str) -> dict
     the others.
     """
     names = stages.class_names(profile, dataset_name)
-    wanted, rest = names[::2], names[1::2]
-    fewer, own_names = granularity.some_of(profile, dataset_name, wanted), {name: [name] for name in wanted}
-    variants = {"the paper's protocol": own_names, f"{NOTHING}: the others": own_names | {NOTHING: rest}}
+    wanted = {name: [name] for name in names[::2]}
+    config = profile.datasets[dataset_name].model_copy(update={"groups": wanted})
+    fewer = profile.model_copy(update={"datasets": profile.datasets | {dataset_name: config}})
+    variants = {"the paper's protocol": wanted, f"{NOTHING}: the others": wanted | {NOTHING: names[1::2]}}
     scores: dict[str, list[Scores]] = {}
     for variant, gathered in variants.items():
         name = f"{len(wanted)} of the classes, {variant}"

@@ -38,26 +38,21 @@ class TrainingImages:
 def collect(parent: Path, name: str, config: SourceConfig, class_names: list[str]) -> TrainingImages:
     """Images of every class; those that are in the source's folder already stay.
 
-    Args:
-        parent: of the source's folder, which is named by the source and its key.
-        name: of the source in the profile, "synthetic" or "web" for instance.
-        config: its settings.
-        class_names: the classes.
+    The folder lies in `parent`; it is named by the source's `name` in the profile ("web" for instance) and its key.
 
     Raises:
         UserError: see `generate.generate` and `crawl.crawl`.
     """
-    source, key = IMAGE_SOURCES.find(config.kind), source_key(config)
+    key = source_key(config)
     folder = parent / f"{name}-{key}"
-    log = folder.with_name(f"{folder.name}.json")
     before, start = _count(folder), time.perf_counter()
     try:
-        table, rejected = source.make(folder, class_names, config.settings, config.per_class)
+        table, rejected = IMAGE_SOURCES.find(config.kind).make(folder, class_names, config.settings, config.per_class)
     finally:
-        if new := _count(folder) - before:
-            _add(log, new, time.perf_counter() - start)
+        new = _count(folder) - before
+        cost = _cost(parent / f"{folder.name}.json", new, time.perf_counter() - start)
     content = [table["file"].tolist(), table.get("sha256", pd.Series(dtype=str)).tolist()]
-    return TrainingImages(folder, table, rejected, _read(log), cache.key([key, content]), new == 0)
+    return TrainingImages(folder, table, rejected, cost, cache.key([key, content]), new == 0)
 
 
 def source_key(config: SourceConfig) -> str:
@@ -76,19 +71,17 @@ def content_key(parent: Path, name: str, config: SourceConfig, class_names: Sequ
     return cache.key([key, found[found["class"].isin(class_names)].to_numpy().tolist()])
 
 
-def _read(log: Path) -> dict[str, float]:
-    """Images and seconds of all runs so far."""
-    try:
-        return json.loads(log.read_text())
-    except (OSError, ValueError):
-        return {"images": 0, "seconds": 0.0}
-
-
-def _add(log: Path, images: int, seconds: float) -> None:
+def _cost(log: Path, images: int, seconds: float) -> dict[str, float]:
+    """Images and seconds of all runs that made some; those of this run are added to the log."""
     with locked(log):
-        old = _read(log)
-        total = {"images": old["images"] + images, "seconds": old["seconds"] + seconds}
-        write_atomically(log, json.dumps(total))
+        try:
+            cost = json.loads(log.read_text())
+        except (OSError, ValueError):
+            cost = {"images": 0, "seconds": 0.0}
+        if images:
+            cost = {"images": cost["images"] + images, "seconds": cost["seconds"] + seconds}
+            write_atomically(log, json.dumps(cost))
+    return cost
 
 
 def _count(folder: Path) -> int:

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import pandas as pd
+
 from usam.evaluation import intervals
 from usam.evaluation.intervals import Interval
 from usam.evaluation.scores import Scores
-from usam.report import tables
 
 SCORES = {"miou": "mIoU", "map50": "mAP50"}
 
@@ -26,10 +27,14 @@ ImageScores = Mapping[Run, Sequence[Scores]]  # one per seed
 def effect(score: str, paper: float | None, here: Interval | None) -> dict[str, str]:
     """Return the cells of a difference, in percentage points: score, paper, here, 95% and reading.
 
-    `paper` is None if the paper gives no number, `here` (shares in [0, 1]) if it was not run.
+    The reading is what the interval says about the claim that the difference is positive. `paper` is None if the paper
+    gives no number; `here` (shares in [0, 1]) is None if it was not run, and NaN if it is not defined.
     """
-    cells = "–" if paper is None else f"{paper:+.2f}", *tables.effect_cells(here)
-    return {"score": score} | dict(zip(("paper", "here", "95%", "reading"), cells, strict=True))
+    cells = {"score": score, "paper": "–" if paper is None else f"{paper:+.2f}"}
+    if here is None or pd.isna(here.value):
+        return cells | {"here": "not run" if here is None else "undefined", "95%": "–", "reading": "cannot tell"}
+    reading = "holds here" if here.low > 0 else "does not hold here" if here.high < 0 else "cannot tell"
+    return cells | {"here": f"{100 * here.value:+.2f}", "95%": here.brackets(), "reading": reading}
 
 
 def compare(claim: str, where: str, first: Run, second: Run, paper: PaperScores, here: ImageScores) -> list[dict]:

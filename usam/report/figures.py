@@ -125,19 +125,17 @@ def sensitivity(axes: Axes, swept: pd.DataFrame) -> None:
     axes.margins(x=0.12)
 
 
-def legend_above(figure: Figure, axes: Axes, columns: int = 5) -> None:
+def legend_above(figure: Figure, axes: Axes) -> None:
     """Put one legend with the entries of `axes` above all panels, where it hides no data. Call it last."""
     figure.tight_layout()
     handles = axes.get_legend_handles_labels()
-    figure.legend(*handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, frameon=False)
+    figure.legend(*handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=5, frameon=False)
 
 
-def sheet(
-    images: Sequence[np.ndarray], titles: Sequence[str], columns: int, size: float = 1.3, heading: str = ""
-) -> Figure:
-    """Draw (H, W, 3) uint8 images of any size in a grid of cells that are `size` inches wide, each with a title."""
+def sheet(images: Sequence[np.ndarray], titles: Sequence[str], columns: int, heading: str) -> Figure:
+    """Draw (H, W, 3) uint8 images of any size in a grid, each with a title."""
     rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(columns * size, rows * (size + 0.15)), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.3 * columns, 1.45 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, image, title in zip(axes.flat, images, titles, strict=False):
@@ -148,26 +146,16 @@ def sheet(
     return figure
 
 
-def stamp(profile: Profile) -> str:
-    """Return the line at the foot of every figure: world, profile and commit."""
-    return f"{profile.world} · profile {profile.name} · commit {machine.commit()}"
-
-
 def save(figure: Figure, profile: Profile, name: str, caption: str, pdf: bool = False) -> None:
-    """Write `figure` to results/<profile>/figures/<name>.png, stamped with its world; display it in a notebook.
+    """Write `figure`, stamped with its world, to results/<profile>/figures/<name>.png; show it in a notebook; close it.
 
-    The PNG has true colours (256 would change photographs and colour maps); text in the PDF is TrueType.
-
-    Args:
-        figure: is closed afterwards.
-        profile: names the results folder and the world.
-        name: file name without ending.
-        caption: what the figure shows, for readers who cannot see it; the PNG stores it as its "Description".
-        pdf: also write <name>.pdf, for print.
+    `caption` tells readers who cannot see it what it shows; the PNG stores it as its "Description". The PNG has true
+    colours (256 would change photographs and colour maps). `pdf` also writes <name>.pdf, for print, with TrueType text.
     """
-    figure.text(0.995, -0.01, stamp(profile), ha="right", va="top", fontsize=7, color="0.35")
+    stamp = f"{profile.world} · profile {profile.name} · commit {machine.commit()}"
+    figure.text(0.995, -0.01, stamp, ha="right", va="top", fontsize=7, color="0.35")
     file = paths.results(profile.name) / "figures" / f"{name}.png"
-    about = {"Description": f"{caption} ({stamp(profile)})"}
+    about = {"Description": f"{caption} ({stamp})"}
     png = _file_content(figure, format="png", metadata=about, pil_kwargs={"optimize": True})
     write_atomically(file, png)
     if pdf:

@@ -29,7 +29,7 @@ from usam.files import read_csv, write_atomically
 from usam.report import tables
 
 # The first of these that an output has is shown; nbconvert's own list starts with widgets and scripts.
-OUTPUTS = ["text/html", "text/markdown", "image/svg+xml", "image/png", "image/jpeg", "text/plain"]
+OUTPUTS = ["text/html", "text/markdown", "image/png", "image/jpeg", "text/plain"]
 NUMBER = re.compile(r"[-+]?[\d,]+(\.\d+)?( ± [\d.]+)?|\[[-\d.]+, [-\d.]+\]|–|not run|undefined")
 MATH = LatexToMathML(macros={"substack": r"\begin{subarray}{c}#1\end{subarray}"}, fancy_error=False)
 
@@ -38,23 +38,23 @@ def build(profile: Profile) -> Path:
     """Write the page of the profile's results folder, and return its path; the same results give the same bytes.
 
     Raises:
-        UserError: there is no executed notebook or no row in runs.csv yet, or a file cannot be read.
+        UserError: there is no executed notebook yet, or a file cannot be read.
     """
     folder = paths.results(profile.name)
     notebooks = sorted(p for p in folder.glob("notebooks/[0-9][0-9]_*.ipynb") if ".partial" not in p.suffixes)
-    if not notebooks or tables.read_runs(profile).empty:
-        missing = "rows in runs.csv" if notebooks else "executed notebooks"
-        raise UserError(f"{folder} has no {missing}: run ./run_all.sh --profile {profile.name} first")
+    if not notebooks:
+        raise UserError(f"{folder} has no executed notebooks: run ./run_all.sh --profile {profile.name} first")
     exporter = _exporter(folder, [p.stem for p in notebooks])
     shown = {p.stem: _table(p, profile) for p in sorted(folder.glob("tables/*.csv"))}
+    costs = tables.read_costs(profile)
     page = exporter.environment.get_template("index.html.j2").render(
         profile=profile,
-        facts=_facts(profile),
+        facts=_facts(profile, costs),
         claims=shown.pop("claims", None),
         tables=[table for name, table in shown.items() if name.startswith("table_")],
         others=[table for name, table in shown.items() if not name.startswith("table_")],
         figures=[_figure(p) for p in sorted(folder.glob("figures/figure_*.png"))],
-        cost=_cost(profile),
+        cost=_cost(costs),
         notebooks=[_notebook(p, exporter) for p in notebooks],
         code_style=_code_style(),
     )
@@ -64,14 +64,14 @@ def build(profile: Profile) -> Path:
 
 def _exporter(folder: Path, pages: Sequence[str]) -> HTMLExporter:
     """Return nbconvert's exporter with our template; links lead to `pages` (notebook names) or files of `folder`."""
-    renderer = _Renderer(folder.resolve(), pages)
+    markdown = MarkdownWithMath(renderer=_Renderer(folder.resolve(), pages))
     return HTMLExporter(
         config=Config({"NbConvertBase": {"display_data_priority": OUTPUTS}}),
         extra_template_basedirs=[str(paths.PACKAGE / "report")],
         template_name="html_template",
         template_file="notebook.html.j2",
         filters={
-            "markdown2html": lambda source: MarkdownWithMath(renderer=renderer).render(source),
+            "markdown2html": markdown.render,
             "picture": lambda data, alt: picture(base64.b64decode(data), alt),
         },
     )
@@ -81,8 +81,7 @@ class _Renderer(IPythonRenderer):
     """nbconvert's Markdown, with MathML for MathJax, which needs the network, and without links that lead nowhere."""
 
     def __init__(self, folder: Path, pages: Sequence[str]):
-        place = str(folder / "notebooks")
-        super().__init__(escape=False, exclude_anchor_links=True, embed_images=True, path=place)
+        super().__init__(escape=False, exclude_anchor_links=True)
         self._folder, self._pages = folder, pages
 
     def heading(self, text: str, level: int, **attributes: Any) -> str:
@@ -101,16 +100,16 @@ class _Renderer(IPythonRenderer):
             return super().link(text, url, title)
         if file.suffix == ".ipynb" and file.stem in self._pages:
             return super().link(text, f"#{file.stem}", title)
-        found = file.is_file() and file.is_relative_to(self._folder)
-        return super().link(text, file.relative_to(self._folder).as_posix(), title) if found else text
+        if file.is_file() and file.is_relative_to(self._folder):
+            return super().link(text, file.relative_to(self._folder).as_posix(), title)
+        return text
 
 
 def mathml(latex: str, block: bool) -> str:
     r"""Convert LaTeX to MathML, with the number of `\tag{...}` to the right; show it as code if that fails."""
-    tag = re.search(r"\\tag\{(.*?)\}", latex) if block and r"\begin{align" not in latex else None
-    plain = latex.replace(tag[0], "") if tag else latex
+    tag = re.search(r"\\tag\{(.*?)\}", latex)
     try:
-        formula = MATH.convert_with_local_state(plain, displaystyle=block)
+        formula = MATH.convert_with_local_state(latex.replace(tag[0], "") if tag else latex, displaystyle=block)
     except LatexError:
         return f"<code>{escape(latex)}</code>"
     number = f"<span>({escape(tag[1])})</span>" if tag else ""
@@ -119,11 +118,11 @@ def mathml(latex: str, block: bool) -> str:
 
 def picture(data: bytes, alt: str) -> str:
     """Return an image file as an `<img>` that carries it as WebP, lossless where that is smaller (diagrams)."""
-    image = Image.open(io.BytesIO(data)).convert("RGBA")
-    files = [io.BytesIO(), io.BytesIO()]
-    for file, options in zip(files, ({"quality": 85}, {"lossless": True}), strict=True):
-        image.save(file, "WEBP", **options)
-    content = base64.b64encode(min((file.getvalue() for file in files), key=len)).decode()
+    image, files = Image.open(io.BytesIO(data)).convert("RGBA"), []
+    for options in ({"quality": 85}, {"lossless": True}):
+        image.save(file := io.BytesIO(), "WEBP", **options)
+        files.append(file.getvalue())
+    content = base64.b64encode(min(files, key=len)).decode()
     size = f'width="{image.width}" height="{image.height}"'
     return f'<img src="data:image/webp;base64,{content}" alt="{escape(alt)}" {size}>'
 
@@ -133,11 +132,8 @@ def _notebook(file: Path, exporter: HTMLExporter) -> dict[str, str]:
         notebook = nbformat.read(file, as_version=4)
     except (ValueError, OSError, AttributeError) as error:  # nbformat raises these for other JSON
         raise UserError(f"{file} cannot be read ({error}): delete it and run again") from error
-    first = re.match(r"# +(.+)\n*", notebook.cells[0].source if notebook.cells else "")
-    if first:  # the page itself shows the title
-        notebook.cells[0].source = notebook.cells[0].source[first.end() :]
-    title = first[1].strip() if first else file.stem
-    return {"name": file.stem, "title": title, "body": _tidy(exporter.from_notebook_node(notebook)[0])}
+    title, _, notebook.cells[0].source = notebook.cells[0].source.partition("\n")  # the page itself shows the title
+    return {"name": file.stem, "title": title.strip("# "), "body": _tidy(exporter.from_notebook_node(notebook)[0])}
 
 
 def _tidy(html: str) -> str:
@@ -158,20 +154,16 @@ def _tidy(html: str) -> str:
     return str(soup)
 
 
-def _facts(profile: Profile) -> dict[str, str]:
-    """Describe the run: from notebooks.csv, or from the rows of runs.csv with the last row's commit."""
-    file = paths.results(profile.name) / "notebooks.csv"
-    rows = tables.read_costs(profile) if file.exists() else tables.read_runs(profile).query("commit == commit.iloc[-1]")
+def _facts(profile: Profile, costs: pd.DataFrame) -> dict[str, str]:
+    """Return what, where and when was run."""
     facts = {"World": profile.world, "Profile": profile.name, "Seeds": ", ".join(map(str, profile.seeds))}
-    facts |= {name.capitalize(): " / ".join(rows[name].unique()) for name in ("commit", "hardware", "versions")}
-    return facts | {"When": " to ".join(dict.fromkeys([rows["when"].min(), rows["when"].max()])).replace("T", " ")}
+    facts |= {name.capitalize(): " / ".join(costs[name].unique()) for name in ("commit", "hardware", "versions")}
+    return facts | {"When": " to ".join(dict.fromkeys([costs["when"].min(), costs["when"].max()])).replace("T", " ")}
 
 
-def _cost(profile: Profile) -> str:
-    """Return a table of the cost of each notebook and their total; nothing if notebooks.csv is missing."""
-    if not (paths.results(profile.name) / "notebooks.csv").exists():
-        return ""
-    rows = tables.read_costs(profile)[["notebook", "seconds", "peak_gib", "when"]]
+def _cost(costs: pd.DataFrame) -> str:
+    """Return a table of the cost of each notebook and their total."""
+    rows = costs[["notebook", "seconds", "peak_gib", "when"]]
     rows.loc[len(rows)] = ["total", rows["seconds"].sum(), rows["peak_gib"].max(), ""]
     rows = rows.rename(columns={"peak_gib": "peak memory [GiB]"})
     formats = ["{}".format, "{:.0f}".format, "{:.1f}".format, lambda when: when.replace("T", " ")]

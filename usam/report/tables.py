@@ -1,6 +1,5 @@
 """Tables of a run, with the paper's numbers beside its own (section 4)."""
 
-import inspect
 import itertools
 import re
 import time
@@ -14,40 +13,32 @@ from usam import machine, paths
 from usam.config import Profile
 from usam.errors import UserError
 from usam.evaluation import intervals
-from usam.evaluation.intervals import Interval
 from usam.evaluation.scores import Scores
 from usam.files import locked, read_csv, write_atomically
 from usam.pipeline import cache, scoring
+from usam.report import claims
 
 PaperRow = tuple[str, str, float | None, float | None]  # see `usam.report.paper`
 StoredScores = dict[tuple[str, str], list[Scores]]  # (method, training images) -> scores, one per seed
 
 
 def settings(profile: Profile) -> pd.DataFrame:
-    """Return every setting of a profile: columns setting, value, and meaning (from the docstrings of `usam.config`)."""
+    """Return every setting of a profile: columns setting, value, and meaning (the text below it in `usam.config`)."""
     return pd.DataFrame(_explained(profile, ""), columns=["setting", "value", "meaning"])
 
 
 def _explained(model: BaseModel, prefix: str) -> list[tuple[str, str, str]]:
-    meanings, rows = _attributes(type(model)), []
+    rows = []
     for key, value in model:
+        meaning = " ".join((type(model).model_fields[key].description or "").split())
         parts = {f"{key}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {key: value}
         for name, part in parts.items():
             if isinstance(part, BaseModel):
                 rows += _explained(part, f"{prefix}{name}.")
             else:
                 text = ", ".join(map(str, part)) if isinstance(part, (tuple, list)) else str(part)
-                rows.append((prefix + name, "–" if part is None else text, meanings[key]))
+                rows.append((prefix + name, "–" if part is None else text, meaning))
     return rows
-
-
-def _attributes(config: type[BaseModel]) -> dict[str, str]:
-    """Read the meanings of a class's attributes from its docstring: "name, name: meaning" below "Attributes:"."""
-    text, found = inspect.getdoc(config).partition("Attributes:\n")[2], {}
-    for entry in re.split(r"\n(?=    \S)", text):  # deeper lines continue an entry
-        names, _, meaning = entry.strip().partition(": ")
-        found |= dict.fromkeys(names.split(", "), " ".join(meaning.split()))
-    return found
 
 
 def runs_file(profile: Profile) -> Path:
@@ -89,10 +80,8 @@ def require(run: pd.DataFrame, profile: Profile, method: str, notebook: str) -> 
     wanted = itertools.product(profile.datasets.items(), profile.sources, profile.seeds)
     missing = [(w, s, k) for (w, config), s, k in wanted if (w, config.split, s, k) not in present]
     if missing:
-        first = "{}, {} images, seed {}".format(*missing[0])
-        raise UserError(
-            f"{runs_file(profile)} lacks {len(missing)} rows of {method}, first {first}: run notebook {notebook} first"
-        )
+        rows = "{} rows of {}, first {}, {} images, seed {}".format(len(missing), method, *missing[0])
+        raise UserError(f"{runs_file(profile)} lacks {rows}: run notebook {notebook} first")
 
 
 def stored_scores(profile: Profile, run: pd.DataFrame) -> StoredScores:
@@ -102,29 +91,15 @@ def stored_scores(profile: Profile, run: pd.DataFrame) -> StoredScores:
     return {key: [scoring.stored(profile, row) for row in rows.to_dict("records")] for key, rows in groups}
 
 
-def reading(effect: Interval) -> str:
-    """Return what the interval of an effect says about the claim that the effect is positive."""
-    if effect.low > 0:
-        return "holds here"
-    return "does not hold here" if effect.high < 0 else "cannot tell"
-
-
-def effect_cells(effect: Interval | None) -> tuple[str, str, str]:
-    """Return an effect in percentage points, its interval and its reading; None was not run, NaN is not defined."""
-    if effect is None or pd.isna(effect.value):
-        return "not run" if effect is None else "undefined", "–", "cannot tell"
-    return f"{100 * effect.value:+.2f}", effect.brackets(), reading(effect)
-
-
 def over_the_first(tried: Mapping[str, Sequence[Scores]]) -> pd.DataFrame:
     """Return both scores of each setting in percent, and their gains over the first one's, paired by seed and image."""
     first, rows = next(iter(tried.values())), []
     for words, scores in tried.items():
         row = {"setting": words}
-        for score, name in (("miou", "mIoU"), ("map50", "mAP50")):
+        for score, name in claims.SCORES.items():
             row[name] = f"{100 * intervals.mean(scores, score).value:.2f}"
-            gain = ("", "") if scores is first else effect_cells(intervals.difference(scores, first, score))[:2]
-            row |= dict(zip((f"{name}, difference", f"{name}, 95%"), gain, strict=True))
+            gain = {} if scores is first else claims.effect(name, None, intervals.difference(scores, first, score))
+            row |= {f"{name}, difference": gain.get("here", ""), f"{name}, 95%": gain.get("95%", "")}
         rows.append(row)
     return pd.DataFrame(rows)
 
