@@ -5,14 +5,13 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from pycocotools import mask as rle_codec
 from torchvision.ops import batched_nms
 from torchvision.ops import nms as box_nms
 
 from usam.config import InferenceConfig
 from usam.method.head import MaskClassifier
 from usam.method.inference import LabelledMasks, choose, expected_error, label_masks, nms, probabilities
-from usam.method.masks import MaskEmbeddings, mask_iou, masks_to_rle
+from usam.method.masks import MaskEmbeddings, mask_iou, masks_to_rle, rle_area, rle_iou
 
 # Four masks: 0 and 1 overlap by 0.6, 1 and 2 by 0.5, 0 and 2 not at all, 3 is alone.
 IOU = np.array([[1, 0.6, 0, 0], [0.6, 1, 0.5, 0], [0, 0.5, 1, 0], [0, 0, 0, 1]])
@@ -55,14 +54,15 @@ def test_nms_against_torchvision_on_boxes(seed):
     assert nms(iou, scores, labels, limit, True).tolist() == theirs.tolist()
 
 
-def test_mask_iou_against_pycocotools():
+def test_iou_of_masks_and_of_run_lengths_by_counting():
     rng = np.random.default_rng(0)
     masks = rng.random((12, 9, 14)) < rng.random((12, 1, 1))
     masks[3] = False
-    rles = rle_codec.encode(np.asfortranarray(masks.transpose(1, 2, 0), np.uint8))
-    np.testing.assert_allclose(mask_iou(masks), rle_codec.iou(rles, rles, [0] * 12), atol=1e-6)
-    assert mask_iou(masks)[3, 3] == 0
-    assert mask_iou(masks[:0]).shape == (0, 0)
+    counted = [[(a & b).sum() / max((a | b).sum(), 1) for b in masks] for a in masks]
+    np.testing.assert_allclose(mask_iou(masks), counted, atol=1e-6)
+    np.testing.assert_allclose(rle_iou(masks_to_rle(masks)), counted, atol=1e-12)
+    np.testing.assert_array_equal(rle_area(masks_to_rle(masks)), masks.sum((1, 2)))
+    assert mask_iou(masks[:0]).shape == rle_iou([]).shape == (0, 0) and rle_area([]).shape == (0,)
 
 
 def block(rows: slice, columns: slice) -> np.ndarray:

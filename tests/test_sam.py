@@ -299,7 +299,7 @@ def test_many_prompts_in_one_call_equal_one_by_one(trained):
 @pytest.mark.parametrize("choice", ["best", "single"])
 def test_embeddings_are_what_the_decoder_says(trained, choice):
     image = picture(192, 256)  # 96 x 128 of the input, 48 x 64 of the masks
-    extract = extractor(trained, points_per_side=4, mask_choice=choice)
+    extract = extractor(trained, points_per_side=4, mask_choice=choice, mask_size="decoder")
     found = extract(image)
     logits, iou, tokens, _ = extract.four_masks(image, point_grid((192, 256), 4))
     assert found.image_size == (192, 256) and found.extent == (48.0, 64.0)
@@ -366,11 +366,30 @@ def test_bfloat16_stays_close_to_float32(trained):
 
 @pytest.mark.parametrize("size", [(2000, 3), (3, 2000), (1, 1), (40, 30)])
 def test_strips_and_tiny_images(trained, size):
-    found = extractor(trained, points_per_side=3)(picture(*size))
-    assert found.image_size == size and np.isfinite(found.tokens).all()
-    height, width = rle_to_masks(found.masks).shape[1:]
-    assert (height, width) == tuple(np.ceil(found.extent)) and max(height, width) == 64
-    assert to_image_size(rle_to_masks(found.masks), found.extent, size).shape == (9, *size)
+    for mask_size, longest in (("decoder", 64), ("image", min(max(size), 128))):
+        found = extractor(trained, points_per_side=3, mask_size=mask_size)(picture(*size))
+        assert found.image_size == size and np.isfinite(found.tokens).all()
+        height, width = rle_to_masks(found.masks).shape[1:]
+        assert (height, width) == tuple(np.ceil(found.extent)) and max(height, width) == longest
+        assert to_image_size(rle_to_masks(found.masks), found.extent, size).shape == (9, *size)
+
+
+@pytest.mark.parametrize("size", [(96, 128), (120, 77), (150, 260)])
+def test_masks_are_cut_where_segment_anything_cuts_them(trained, size):
+    """Against SamPredictor, which knows one image; one larger than SAM's input has its masks at the input's size."""
+    from segment_anything import SamPredictor
+
+    image, points = picture(*size), point_grid(size, 3)
+    found = extractor(trained, points_per_side=3, mask_choice="single")(image)
+    ours = to_image_size(rle_to_masks(found.masks), found.extent, size)
+    predictor = SamPredictor(trained)
+    predictor.set_image(image)
+    theirs = [predictor.predict(p[None], np.ones(1), multimask_output=False)[0][0] for p in points]
+    if max(size) <= 128:
+        np.testing.assert_array_equal(ours, theirs)
+    else:  # cut before the last enlargement
+        agreement = [(a & b).sum() / (a | b).sum() for a, b in zip(ours, theirs, strict=True)]
+        assert np.mean(agreement) > 0.95
 
 
 # -- many images --------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from scipy.sparse import csgraph
 
 from usam.config import InferenceConfig
 from usam.method.head import MaskClassifier
-from usam.method.masks import MaskEmbeddings, mask_iou, rle_to_masks, to_image_size
+from usam.method.masks import MaskEmbeddings, mask_iou, rle_area, rle_iou, rle_to_masks, to_image_size
 
 BACKGROUND = 0  # label j of a mask becomes value j + 1 of a semantic map
 
@@ -24,7 +24,7 @@ class LabelledMasks:
         index: (n,) int, which of the image's d masks each one is; of joined ones, the mask with the highest score.
         labels: (n,) int, class index from 0 to C - 1.
         scores: (n,) float32, probability of that class.
-        masks: (n, H, W) bool at the image's own size (`choose`: as small as SAM's decoder draws them).
+        masks: (n, H, W) bool at the image's own size (`choose`: at the size that `MaskEmbeddings` has).
     """
 
     index: np.ndarray
@@ -82,7 +82,7 @@ def nms(iou: np.ndarray, scores: np.ndarray, labels: np.ndarray, limit: float, p
 def choose(
     probability: np.ndarray, embeddings: MaskEmbeddings, config: InferenceConfig, classes: int | None = None
 ) -> LabelledMasks:
-    """Threshold and NMS on one image (paper 3.6), its masks left as small as SAM's decoder draws them.
+    """Threshold and NMS on one image (paper 3.6), its masks left at the size at which they are stored.
 
     Args:
         probability: (d, C) class probabilities of its masks.
@@ -91,17 +91,17 @@ def choose(
         classes: those from this one on are none of the user's: their masks suppress others, and are dropped then.
     """
     scores, labels = probability.max(1), probability.argmax(1)
-    low = rle_to_masks(embeddings.masks)  # (d, h, w)
-    above_threshold = np.flatnonzero((scores >= config.score_threshold) & low.any((1, 2)))
-    candidates = (scores[above_threshold], labels[above_threshold])
-    order = nms(mask_iou(low[above_threshold]), *candidates, config.nms_iou, config.nms_per_class)
+    above_threshold = np.flatnonzero((scores >= config.score_threshold) & (rle_area(embeddings.masks) > 0))
+    iou = rle_iou([embeddings.masks[j] for j in above_threshold])
+    order = nms(iou, scores[above_threshold], labels[above_threshold], config.nms_iou, config.nms_per_class)
     index = above_threshold[order]
-    found = LabelledMasks(index, labels[index], scores[index], low[index])
+    masks = rle_to_masks([embeddings.masks[j] for j in index] or embeddings.masks[:1])[: len(index)]
+    found = LabelledMasks(index, labels[index], scores[index], masks)
     if classes is not None:
         found = found.only(found.labels < classes)
     if config.join_parts and len(found.labels):
         found = found.joined()
-    pixels = math.prod(embeddings.image_size) / math.prod(embeddings.extent)  # of the image in one of a small mask
+    pixels = math.prod(embeddings.image_size) / math.prod(embeddings.extent)  # of the image in one of a mask
     return found.only(found.masks.sum((1, 2)) * pixels >= config.smallest)
 
 

@@ -18,11 +18,11 @@ class MaskEmbeddings:
     Attributes:
         tokens: (d, 4, 256) float16, the mask tokens [single, multi-1, multi-2, multi-3]; flattened they are the
             paper's m_i of d x 1024.
-        masks: d binary masks as COCO RLE at the decoder's low resolution, padding removed; none where tokens are
-            enough (training images).
+        masks: d binary masks as COCO RLE, padding removed: of the image's size, at most SAM's input size, or of the
+            decoder's low resolution (`sam.mask_size`); none where tokens are enough (training images).
         iou: (d,) float32, SAM's own prediction of each mask's IoU.
         image_size: (H, W) of the image in pixels.
-        extent: (height, width) that the image covers on the low-resolution masks; need not be whole numbers.
+        extent: (height, width) that the image covers on the masks; at low resolution they need not be whole numbers.
         points: (d, 2) float32 of (x, y) in the image's pixels: the prompts.
     """
 
@@ -78,7 +78,7 @@ def rle_to_masks(rles: list[dict]) -> np.ndarray:
 
 
 def to_image_size(masks: np.ndarray, extent: tuple[float, float], image_size: tuple[int, int]) -> np.ndarray:
-    """Low-resolution masks at the image's own size: bilinear, cut at one half.
+    """Masks at the image's own size: as they are if they have it, else bilinear, cut at one half.
 
     Args:
         masks: (N, h, w) bool.
@@ -88,6 +88,8 @@ def to_image_size(masks: np.ndarray, extent: tuple[float, float], image_size: tu
     Returns:
         (N, H, W) bool.
     """
+    if masks.shape[1:] == tuple(image_size) == tuple(extent):
+        return masks
     (height, width), (ys, xs) = image_size, (extent[0] / image_size[0], extent[1] / image_size[1])
     back = np.float32([[xs, 0, xs / 2 - 0.5], [0, ys, ys / 2 - 0.5]])  # centre of pixel i lies at (i + 1/2) scale - 1/2
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -96,6 +98,16 @@ def to_image_size(masks: np.ndarray, extent: tuple[float, float], image_size: tu
         for m in masks
     ]
     return np.stack(large) > 127 if large else np.zeros((0, *image_size), bool)
+
+
+def rle_iou(rles: list[dict]) -> np.ndarray:
+    """IoU of all pairs of COCO RLEs of one size: (n, n) float64, 0 where both are empty."""
+    return rle_codec.iou(rles, rles, [0] * len(rles)) if rles else np.zeros((0, 0))
+
+
+def rle_area(rles: list[dict]) -> np.ndarray:
+    """Pixels in each mask: (n,) integers."""
+    return rle_codec.area(rles) if rles else np.zeros(0, np.uint32)
 
 
 def mask_iou(masks: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:

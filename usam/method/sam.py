@@ -202,12 +202,24 @@ class Extractor:
         tokens = tokens.half().cpu().numpy()
         found = []
         for k, (image, size) in enumerate(images):
-            low = self.sam.prompt_encoder.mask_input_size  # that of masks, too
-            extent = tuple(n * whole / self.side for n, whole in zip(image.shape[:2], low, strict=True))
-            rows, columns = map(math.ceil, extent)
-            drawn = masks_to_rle((logits[k, :, 0, :rows, :columns] > 0).cpu().numpy()) if masks else []
+            drawn, extent = self._draw(logits[k], image.shape[:2], size) if masks else ([], size)
             found.append(MaskEmbeddings(tokens[k], drawn, chosen[k], size, extent, points[k]))
         return found
+
+    def _draw(
+        self, logits: Tensor, inner: tuple[int, int], image_size: tuple[int, int]
+    ) -> tuple[list[dict], tuple[float, float]]:
+        """Masks of logits (N, 1, h, w), as `mask_size` wants them, and the part of them that the image covers."""
+        low = logits.shape[-2:]
+        if self.config.mask_size == "decoder":
+            extent = tuple(n * whole / self.side for n, whole in zip(inner, low, strict=True))
+            rows, columns = map(math.ceil, extent)
+            drawn = logits[:, 0, :rows, :columns]
+        else:
+            target = image_size if max(image_size) <= self.side else inner
+            drawn = self.sam.postprocess_masks(logits.float(), inner, target)[:, 0]
+            extent = tuple(map(float, target))
+        return masks_to_rle((drawn > self.sam.mask_threshold).cpu().numpy()), extent
 
     def four_masks(self, image: np.ndarray, points: np.ndarray) -> tuple[Tensor, Tensor, Tensor, tuple[int, int]]:
         """SAM's four masks for each of N point prompts.
