@@ -215,6 +215,13 @@ def test_a_method_without_rows_was_not_run():
     assert claims.compare("better", "", ours, baseline, PRINTED, {ours: [scores(10)]}) == []
 
 
+def test_to_beat_what_paints_nothing_is_no_reading():
+    floor = Run("voc", *claims.FLOOR)
+    here = {ours: [scores(10)], baseline: [scores(5)], floor: [scores(5)]}
+    assert claims.compare("better", "", ours, baseline, {}, here)[0]["reading"] == claims.AT_FLOOR
+    assert claims.compare("better", "", ours, baseline, {}, here | {floor: [scores(1)]})[0]["reading"] == "holds here"
+
+
 def test_a_claim_about_two_data_sets_resamples_each_for_itself(monkeypatch):
     other, calls = Run("coco", "U-SAM", "web"), []
     monkeypatch.setattr(claims.intervals, "difference", lambda *call: calls.append(call) or Interval(0.1, 0.0, 0.2))

@@ -3,6 +3,7 @@
 import os
 import shutil
 
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -30,6 +31,13 @@ def test_a_score_is_kept_image_by_image_and_not_computed_again(tiny, results, mo
     again = scoring.score(tiny, "voc", "web", 0)
     assert (again.confusion == first.confusion).all()
     pd.testing.assert_series_equal(pd.read_csv(results).iloc[0], row)  # with the time and commit of its making
+
+
+def test_painting_nothing_is_right_about_the_background_alone(tiny, results):
+    floor = scoring.score(tiny, "voc", "none", None, "all background")
+    total = floor.confusion.sum(0)
+    assert total[:, 1:].sum() == 0  # no pixel has a class
+    assert floor.iou[0] == total[0, 0] / total.sum() and np.nansum(floor.iou[1:]) == 0 and floor.map50 == 0
 
 
 def test_other_settings_seeds_and_splits_have_scores_of_their_own(tiny, results):

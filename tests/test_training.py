@@ -9,7 +9,9 @@ import torch
 from usam import machine
 from usam.config import DistillationConfig, HeadConfig
 from usam.errors import UserError
+from usam.evaluation import intervals
 from usam.method.head import MaskClassifier
+from usam.method.inference import probabilities
 from usam.method.losses import bad_masks, entropy
 from usam.method.training import Bags, statistics, train
 
@@ -170,6 +172,40 @@ def test_bags_of_classes_that_gather_names_take_as_many_of_each_name():
 def test_bags_name_the_classes_without_images():
     with pytest.raises(UserError, match=r"no training image of sheep, zebra: run"):
         Bags.of(np.zeros((1, 2, 3), np.float16).__getitem__, ["cat"], ("zebra", "cat", "sheep"))
+
+
+class LeakingBags(Bags):
+    """A shuffling with a fault: every third image keeps its own label."""
+
+    def shuffled(self, seed: int) -> Bags:
+        labels = super().shuffled(seed).labels
+        labels[::3] = self.labels[::3]
+        return Bags(self.tokens, self.images, labels)
+
+
+@pytest.mark.parametrize("kind", [Bags, LeakingBags])
+def test_a_leak_is_caught_by_the_control_and_an_honest_shuffle_is_not(kind):
+    """Trained on shuffled labels, a teacher names masks right by chance, once in C times; not if labels leak."""
+    rng = np.random.default_rng(0)
+    classes, masks, dim = 5, 8, 16
+    directions = rng.normal(size=(classes, dim)).astype(np.float32)
+
+    def draw(count: int) -> tuple[np.ndarray, np.ndarray]:
+        of = np.arange(count) % classes
+        noise = rng.normal(size=(count, masks, dim)).astype(np.float32)
+        return of, (3 * directions[of][:, None] + noise).astype(np.float16)
+
+    of, tokens = draw(200)
+    test_of, test_tokens = draw(100)
+    plain = kind.of(tokens.__getitem__, [f"c{k}" for k in of], [f"c{k}" for k in range(classes)])
+    config = HeadConfig(epochs=10, batch_size=16, widths=(32, 16, 16), precision="float32")
+    shares = []
+    for seed in range(8):
+        teacher, _ = train(plain.shuffled(seed), config, seed)
+        found = probabilities(teacher, test_tokens).argmax(-1)  # (images, masks)
+        shares.append((found == test_of[:, None]).mean())
+    control = intervals.over_seeds(shares)
+    assert (control.low > 1 / classes) == (kind is LeakingBags), control
 
 
 def test_shuffled_labels_are_the_same_labels_elsewhere():

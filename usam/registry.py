@@ -45,6 +45,8 @@ METHODS = Registry(
         "U-SAM": "usam.pipeline.methods:u_sam",
         "MIL only": "usam.pipeline.methods:mil_only",
         "shuffled labels": "usam.pipeline.methods:shuffled_labels",
+        "shuffled labels, teacher at threshold 0": "usam.pipeline.methods:shuffled_teacher",
+        "all background": "usam.pipeline.methods:all_background",
         "SAM+CLIP": "usam.pipeline.methods:sam_clip",
         "our masks + true labels": "usam.pipeline.methods:true_labels",
         "true masks + our labels": "usam.pipeline.methods:true_masks",

@@ -69,6 +69,15 @@ def share(runs: Sequence[np.ndarray], others: Sequence[np.ndarray] = ()) -> Inte
     return _compared(value, [len(runs[0])], runs, others)
 
 
+def over_seeds(values: Sequence[float]) -> Interval:
+    """Mean of one number a seed, such as a share of right labels, for other seeds: Student's t alone."""
+    each = np.asarray(values, float)
+    if len(each) < 2:
+        return Interval(float(each.mean()), np.nan, np.nan)
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(each) - 1) * each.std(ddof=1) / np.sqrt(len(each))
+    return Interval(float(each.mean()), float(each.mean() - half), float(each.mean() + half))
+
+
 def _compared(
     value: Callable[[Any, np.ndarray], np.ndarray], images: Sequence[int], runs: Sequence[Any], others: Sequence = ()
 ) -> Interval:

@@ -82,6 +82,12 @@ def evaluate(
     return Scores(np.stack(confusion), match(truth, list(chain(*detections)), classes))
 
 
+def nothing(_example: Example, embeddings: MaskEmbeddings) -> LabelledMasks:
+    """No label at all: the floor that a method must leave before it can be compared."""
+    masks = np.zeros((0, *embeddings.image_size), bool)
+    return LabelledMasks(np.zeros(0, int), np.zeros(0, int), np.zeros(0, np.float32), masks)
+
+
 def by_head(head: MaskClassifier, config: InferenceConfig, classes: int | None = None) -> Annotate:
     """U-SAM: our masks, our labels; see `inference.choose`."""
     return lambda _example, e: label_masks(probabilities(head, e.tokens), e, config, classes)

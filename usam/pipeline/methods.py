@@ -10,7 +10,7 @@ from usam import machine
 from usam.baselines import Annotate
 from usam.baselines.sam_clip import PAPER, ClipLabeller, View, by_clip
 from usam.config import Profile
-from usam.evaluation.scores import by_head, oracle_labels, oracle_masks
+from usam.evaluation.scores import by_head, nothing, oracle_labels, oracle_masks
 from usam.pipeline import stages
 
 
@@ -37,6 +37,20 @@ def shuffled_labels(profile: Profile, dataset_name: str, source: str, seed: int)
     """A student whose training images have each other's labels: a control, which must know nothing."""
     heads = stages.heads(profile, dataset_name, source, seed, shuffled=True)
     return Ready(by_head(heads.student, profile.inference), heads.seconds)
+
+
+def shuffled_teacher(profile: Profile, dataset_name: str, source: str, seed: int) -> Ready:
+    """That student's teacher at threshold 0: Eq. (3) makes the student unsure of everything, so its score is that of
+    painting nothing whether labels leak or not; every mask that the teacher labels is painted here.
+    """
+    heads = stages.heads(profile, dataset_name, source, seed, shuffled=True)
+    lenient = profile.inference.model_copy(update={"score_threshold": 0.0})
+    return Ready(by_head(heads.teacher, lenient), heads.seconds)
+
+
+def all_background(_profile: Profile, _dataset_name: str, _source: str, _seed: int | None) -> Ready:
+    """The floor: no mask is labelled, every pixel is background."""
+    return Ready(nothing)
 
 
 def sam_clip(profile: Profile, dataset_name: str, _source: str, _seed: int | None, view: View = PAPER) -> Ready:

@@ -24,6 +24,10 @@ PaperScores = Mapping[Run, Sequence[float | None]]  # mIoU and mAP50 in percent;
 ImageScores = Mapping[Run, Sequence[Scores]]  # one per seed
 
 
+FLOOR = ("all background", "none")  # method and training images of the row that paints nothing
+AT_FLOOR = "baseline at the floor"
+
+
 def effect(score: str, paper: float | None, here: Interval | None) -> dict[str, str]:
     """Return the cells of a difference, in percentage points: score, paper, here, 95% and reading.
 
@@ -41,6 +45,7 @@ def compare(claim: str, where: str, first: Run, second: Run, paper: PaperScores,
     """Return a row per score of the claim that `first` scores higher than `second`, with their differences.
 
     A run that `here` lacks makes the difference "not run"; a score that neither the paper nor `here` has is left out.
+    To beat a method that is not clearly better than painting nothing says nothing: then the reading is `AT_FLOOR`.
     """
     same_data = first.dataset == second.dataset
     label = {"claim": claim, "where": where, "on": f"{first.dataset}, {first.source}" if same_data else first.source}
@@ -51,5 +56,9 @@ def compare(claim: str, where: str, first: Run, second: Run, paper: PaperScores,
         known = here.get(first) and here.get(second)
         found = intervals.difference(here[first], here[second], score, same_data) if known else None
         if printed is not None or found is not None:
-            rows.append(label | effect(name, printed, found))
+            cells = effect(name, printed, found)
+            floor = here.get(Run(second.dataset, *FLOOR))
+            if found is not None and floor and not intervals.difference(here[second], floor, score).low > 0:
+                cells["reading"] = AT_FLOOR
+            rows.append(label | cells)
     return rows

@@ -22,6 +22,9 @@ PaperRow = tuple[str, str, float | None, float | None]  # see `usam.report.paper
 StoredScores = dict[tuple[str, str], list[Scores]]  # (method, training images) -> scores, one per seed
 
 
+FLOOR: PaperRow = (*claims.FLOOR, None, None)  # the last row of each table: what painting nothing scores
+
+
 def settings(profile: Profile) -> pd.DataFrame:
     """Return every setting of a profile: columns setting, value, and meaning (the text below it in `usam.config`)."""
     return pd.DataFrame(_explained(profile, ""), columns=["setting", "value", "meaning"])
