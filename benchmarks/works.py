@@ -140,11 +140,11 @@ def scores(images: int) -> list[Work]:
     profile = profiles.load("mini")
     data, found = stages.dataset(profile, "voc"), stages.embeddings(profile, "voc")
     images, count = min(images, len(data)), len(data.class_names)
-    said = np.random.default_rng(0).dirichlet(np.full(count, 0.1), (len(data), 100)).astype(np.float32)
+    probability = np.random.default_rng(0).dirichlet(np.full(count, 0.1), (len(data), 100)).astype(np.float32)
     place = {image_id: k for k, image_id in enumerate(data.image_ids)}
 
     def annotate(example: Example, embeddings: MaskEmbeddings) -> inference.LabelledMasks:
-        return inference.label_masks(said[place[example.image_id]], embeddings, profile.inference)
+        return inference.label_masks(probability[place[example.image_id]], embeddings, profile.inference)
 
     truth, rows = [], []
     for k in range(images):

@@ -228,7 +228,7 @@ def _develop(picture: Canvas, style: Style, rng: np.random.Generator) -> tuple[n
     return np.clip(lit, 0, 255).astype(np.uint8), objects, parts
 
 
-def _paint(
+def paint(
     placed: Sequence[tuple[str | None, list[Part]]], size: tuple[int, int], style_name: str, rng: np.random.Generator
 ) -> Picture:
     """Paint posed drawings, back to front, in one style."""
@@ -273,13 +273,13 @@ def scene(
         )
     blobs_in_front = [p for p in placed if p[0] is None and rng.random() < 0.25]
     behind = [p for p in placed if not any(p is q for q in blobs_in_front)]
-    return _paint(behind + blobs_in_front, size, style_name, rng)
+    return paint(behind + blobs_in_front, size, style_name, rng)
 
 
 def studio(name: str, rng: np.random.Generator, size: tuple[int, int] = (192, 192)) -> Picture:
     """One object, centred, on plain paper: what a text-to-image model makes of "a photo of a {name}"."""
     parts = place(draw(name, rng), size, rng.uniform(0.6, 0.92) * min(size), tuple(rng.normal(0.5, 0.02, 2)), rng)
-    return _paint([(name, parts)], size, "studio", rng)
+    return paint([(name, parts)], size, "studio", rng)
 
 
 def web(name: str, rng: np.random.Generator) -> Picture:
@@ -287,4 +287,4 @@ def web(name: str, rng: np.random.Generator) -> Picture:
     size = ((192, 192), (160, 224), (224, 160))[rng.integers(3)]
     side = rng.uniform(0.55, 1.2) * min(size)
     parts = place(draw(name, rng), size, side, tuple(rng.normal(0.5, 0.07, 2)), rng)
-    return _paint([(name, parts)], size, "web", rng)
+    return paint([(name, parts)], size, "web", rng)

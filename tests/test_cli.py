@@ -130,8 +130,8 @@ def test_failing_cell_leaves_no_finished_notebook(house, monkeypatch, capsys):
     monkeypatch.setattr(cli.profiles, "load", lambda name, seed=None: smoke)
     monkeypatch.setattr(cli, "inputs", lambda profile: [])
     assert cli.main(["--profile", "tiny", "--seed", "1"]) == 1
-    said = capsys.readouterr().err
-    assert "usam: 00_a.ipynb, cell In [4]: no images: run 01\n" in said and "--from 00" in said
+    printed = capsys.readouterr().err
+    assert "usam: 00_a.ipynb, cell In [4]: no images: run 01\n" in printed and "--from 00" in printed
     assert [p.name for p in (house / "results" / "tiny" / "notebooks").iterdir()] == ["00_a.partial.ipynb"]
 
 
@@ -157,9 +157,9 @@ def test_ctrl_c_in_a_cell_is_one_line_and_keeps_what_is_finished(house):
     while not (house / "busy").exists() and ours.poll() is None:
         time.sleep(0.05)
     os.killpg(ours.pid, signal.SIGINT)  # as a terminal does it
-    _, said = ours.communicate(timeout=60)
-    assert ours.returncode == 130, said
-    lines = [line for line in said.replace("\r", "\n").splitlines() if line.strip() and "cell/s]" not in line]
+    _, printed = ours.communicate(timeout=60)
+    assert ours.returncode == 130, printed
+    lines = [line for line in printed.replace("\r", "\n").splitlines() if line.strip() and "cell/s]" not in line]
     assert [line for line in lines if "s/cell]" not in line and "?cell" not in line] == [
         "usam: stopped; finished notebooks stay, and the same command continues from there"
     ]
@@ -179,8 +179,8 @@ def test_command_line_errors(capsys):
 def test_summary_prints_tables(tmp_path):
     (tmp_path / "tables").mkdir()
     (tmp_path / "tables" / "1.md").write_text("| mIoU |\n")
-    said = cli.summary(tmp_path, 61.4)
-    assert "| mIoU |" in said and "61 s in all" in said and said.endswith(f"results: {tmp_path}")
+    printed = cli.summary(tmp_path, 61.4)
+    assert "| mIoU |" in printed and "61 s in all" in printed and printed.endswith(f"results: {tmp_path}")
 
 
 # A Python that writes down what it is asked to do. `-m venv FOLDER` copies it there; pip's exit code is in a file.
@@ -221,22 +221,22 @@ def shell(tmp_path: Path) -> Shell:
 
 
 def test_script_help_and_wrong_options_touch_nothing(shell):
-    code, out, _, asked = shell("--help")
-    assert (code, asked) == (0, []) and out.startswith("usage: ./run_all.sh [--profile NAME]")
+    code, out, _, calls = shell("--help")
+    assert (code, calls) == (0, []) and out.startswith("usage: ./run_all.sh [--profile NAME]")
     for wrong in (["--prfile", "x"], ["--only"]):
-        code, _, err, asked = shell(*wrong)
-        assert (code, asked, err.count("\n")) == (2, [], 1)
+        code, _, err, calls = shell(*wrong)
+        assert (code, calls, err.count("\n")) == (2, [], 1)
 
 
 def test_script_installs_once_and_half_an_installation_again(shell):
-    code, _, err, asked = shell(pip=1)
-    assert code == 1 and "installation failed" in err and not any("usam.cli" in line for line in asked)
-    code, _, _, asked = shell("--only", "03", "--seed=4")
-    assert code == 0 and sum("install" in line for line in asked) == 2
-    assert asked[-1] == "-P -m usam.cli --only 03 --seed=4"
-    code, out, _, asked = shell("test", "-k", "some thing")
-    assert code == 0 and "installed already" in out and not any("pip" in line and "install" in line for line in asked)
-    assert asked[-1] == "-m pytest -k some thing"
+    code, _, err, calls = shell(pip=1)
+    assert code == 1 and "installation failed" in err and not any("usam.cli" in line for line in calls)
+    code, _, _, calls = shell("--only", "03", "--seed=4")
+    assert code == 0 and sum("install" in line for line in calls) == 2
+    assert calls[-1] == "-P -m usam.cli --only 03 --seed=4"
+    code, out, _, calls = shell("test", "-k", "some thing")
+    assert code == 0 and "installed already" in out and not any("pip" in line and "install" in line for line in calls)
+    assert calls[-1] == "-m pytest -k some thing"
     with (shell.script.parent / "requirements.lock").open("a") as lock:
         lock.write("another==1.0\n")
     assert sum("install" in line for line in shell()[3]) == 2
@@ -258,6 +258,6 @@ def test_script_names_a_python_that_does_not_fit(shell):
 def test_script_in_the_active_environment(shell, tmp_path):
     (tmp_path / "env" / "bin").mkdir(parents=True)
     shutil.copy(shell.python, tmp_path / "env" / "bin" / "python")
-    code, _, _, asked = shell("--active", PATH=f"{tmp_path / 'env' / 'bin'}{os.pathsep}{os.environ['PATH']}")
-    assert code == 0 and asked[-1] == "-P -m usam.cli"
+    code, _, _, calls = shell("--active", PATH=f"{tmp_path / 'env' / 'bin'}{os.pathsep}{os.environ['PATH']}")
+    assert code == 0 and calls[-1] == "-P -m usam.cli"
     assert not (shell.script.parent / ".venv").exists() and (tmp_path / "env" / "usam-installed").is_file()

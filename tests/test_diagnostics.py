@@ -136,5 +136,5 @@ def test_wholes_among_all_masks_and_among_those_that_are_kept():
     for layer in head.layers[::2]:
         layer.weight.data = torch.eye(2, layer.in_features)
         layer.bias.data.zero_()
-    every, kept = whole_objects(OneExample([one]), [masks], [head], InferenceConfig())
-    assert every.tolist() == [[1, 3]] and kept.tolist() == [[1, 2]]
+    every, of_head = whole_objects(OneExample([one]), [masks], [head], InferenceConfig())
+    assert every.tolist() == [[1, 3]] and of_head.tolist() == [[1, 2]]

@@ -97,8 +97,8 @@ def test_tokens_stay_on_disk(tmp_path):
     held = {name: value for name, value in vars(found).items() if isinstance(value, np.ndarray)}
     assert sum(value.nbytes for value in held.values()) < 100
     before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").is_dir() else 0
-    kept = [found[k].tokens for k in range(COUNT)]
-    assert all(not isinstance(tokens, np.memmap) for tokens in kept)  # else each would keep its file open
+    all_tokens = [found[k].tokens for k in range(COUNT)]
+    assert all(not isinstance(tokens, np.memmap) for tokens in all_tokens)  # else each would keep its file open
     assert not before or len(os.listdir("/proc/self/fd")) == before
 
 

@@ -122,9 +122,9 @@ def test_classes_beyond_the_users_suppress_and_go():
 def test_smallest_counts_pixels_of_the_image():
     """The image has 16 x 24 pixels, the masks 8 x 12: DOT's 2 x 2 are 16 pixels of the image."""
     table = chances((0.9, 0.1, 0), (0, 0.8, 0.2))
-    for smallest, kept in ((16, [0, 1]), (17, [0]), (129, [])):
+    for smallest, expected in ((16, [0, 1]), (17, [0]), (129, [])):
         found = label_masks(table, embeddings(LEFT, DOT), InferenceConfig(smallest=smallest))
-        assert found.index.tolist() == kept
+        assert found.index.tolist() == expected
         assert all(mask.sum() >= smallest for mask in found.masks)
 
 

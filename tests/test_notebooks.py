@@ -19,7 +19,7 @@ NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """Results of `./run_all.sh --profile smoke` in a folder whose name has a space, and what a second run said."""
+    """Results of `./run_all.sh --profile smoke` in a folder whose name has a space, and the output of a second run."""
     folder = tmp_path_factory.mktemp("a smoke run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("USAM_DATA", str(folder / "data"))

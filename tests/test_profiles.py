@@ -140,8 +140,8 @@ def test_unknown_key_is_named(tmp_path, where):
 )
 def test_wrong_value_is_named_with_its_key(tmp_path, where, value):
     write(tmp_path, changed(where, value))
-    said = message(tmp_path)
-    assert said.startswith(f"profiles/mine.yaml: {where}: ") and f"found {value!r}" in said
+    error = message(tmp_path)
+    assert error.startswith(f"profiles/mine.yaml: {where}: ") and f"found {value!r}" in error
 
 
 @pytest.mark.parametrize("where", ["world", "sam", "sam.model", "datasets.coco.root", "sources.web.per_class"])
@@ -151,9 +151,9 @@ def test_missing_key_is_named(tmp_path, where):
 
 
 def test_seeds_that_cannot_be_used(tmp_path):
-    for value, said in (([0, 0], "name each once"), ([-1], "seeds.0"), ([2**32], "seeds.0")):
+    for value, error in (([0, 0], "name each once"), ([-1], "seeds.0"), ([2**32], "seeds.0")):
         write(tmp_path, changed("seeds", value))
-        assert "profiles/mine.yaml: seeds" in message(tmp_path) and said in message(tmp_path)
+        assert "profiles/mine.yaml: seeds" in message(tmp_path) and error in message(tmp_path)
     with pytest.raises(UserError, match="seed -1: choose a number from 0 to"):
         profiles.load("smoke", seed=-1)
 
@@ -164,7 +164,7 @@ def test_choices_are_not_made_on_the_test_split(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "source, said",
+    "source, error",
     [
         ({"per_class": 1}, "name one kind of source (generate, crawl), found none"),
         ({"per_class": 1, "generate": {"model": "a"}, "crawl": {}}, "name one kind of source"),
@@ -178,9 +178,9 @@ def test_choices_are_not_made_on_the_test_split(tmp_path):
         ({"per_class": 1, "generate": {"model": "a", "steps": 0}}, "generate.steps: Input should be greater"),
     ],
 )
-def test_a_source_is_of_one_known_kind(tmp_path, source, said):
+def test_a_source_is_of_one_known_kind(tmp_path, source, error):
     write(tmp_path, changed("sources.web", source))
-    assert message(tmp_path).startswith("profiles/mine.yaml: sources.web: ") and said in message(tmp_path)
+    assert message(tmp_path).startswith("profiles/mine.yaml: sources.web: ") and error in message(tmp_path)
 
 
 def test_all_mistakes_are_said_at_once(tmp_path):
@@ -197,8 +197,8 @@ def test_data_sets_and_sources_may_have_any_name(tmp_path):
 @pytest.mark.parametrize("name", ["pascal", "nowhere:Reader"])
 def test_a_format_that_nobody_reads(tmp_path, name):
     write(tmp_path, changed("datasets.voc.format", name))
-    said = "no data set reader 'pascal': choose from voc, coco, or name your own" if name == "pascal" else "cannot be"
-    assert message(tmp_path).startswith("profiles/mine.yaml: datasets.voc.format: ") and said in message(tmp_path)
+    error = "no data set reader 'pascal': choose from voc, coco, or name your own" if name == "pascal" else "cannot be"
+    assert message(tmp_path).startswith("profiles/mine.yaml: datasets.voc.format: ") and error in message(tmp_path)
 
 
 def test_a_precision_that_the_machine_cannot_do(tmp_path, monkeypatch):

@@ -434,15 +434,15 @@ def test_tokens_alone_are_the_same_tokens(trained):
 
 
 def test_a_stream_asks_for_few_images_ahead(trained):
-    extract, asked = extractor(trained, points_per_side=1, image_per_core=True), []
+    extract, loaded = extractor(trained, points_per_side=1, image_per_core=True), []
 
     def load(k: int) -> np.ndarray:
-        asked.append(k)
+        loaded.append(k)
         return picture(20, 20)
 
     stream = extract.stream(range(1000), load)
     next(stream)
-    assert len(asked) <= 3 * torch.get_num_threads() + 1
+    assert len(loaded) <= 3 * torch.get_num_threads() + 1
     stream.close()
 
 

@@ -154,7 +154,7 @@ def test_two_masks_by_hand():
 
 
 def test_no_such_model(tmp_path):
-    for model, said in (("miniature/weights/clop", "no model folder"), (str(tmp_path), "CLIP cannot be loaded")):
-        with pytest.raises(UserError, match=said) as error:
+    for model, message in (("miniature/weights/clop", "no model folder"), (str(tmp_path), "CLIP cannot be loaded")):
+        with pytest.raises(UserError, match=message) as error:
             ClipLabeller(ClipConfig(model=model), NAMES)
         assert "\n" not in str(error.value)

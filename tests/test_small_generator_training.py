@@ -43,9 +43,9 @@ def test_names_are_what_prompts_may_say():
 
 def test_captions_name_what_is_there():
     rng = np.random.default_rng(0)
-    said = {pictures.caption(("tvmonitor", "dog"), rng) for _ in range(300)}
+    captions = {pictures.caption(("tvmonitor", "dog"), rng) for _ in range(300)}
     first = ("tv", "tvmonitor", "household items")
-    assert said == {f"a photo of a {one} and a {two}" for one in first for two in ("dog", "animals")}
+    assert captions == {f"a photo of a {one} and a {two}" for one in first for two in ("dog", "animals")}
     assert pictures.caption(("person",), rng) == "a photo of a person"
     assert pictures.names_of("aeroplane") == (["aeroplane", "airplane"], ["transportation"])
 
@@ -97,9 +97,9 @@ def test_clip_folder_in_plain_transformers(small_clip):
     assert sum(f.stat().st_size for f in small_clip.glob("*.safetensors")) <= 8e6
     model, both = CLIPModel.from_pretrained(small_clip), CLIPProcessor.from_pretrained(small_clip)
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), np.uint8)
-    asked = both(text=[prompt("dog"), prompt("car")], images=[image], padding=True, return_tensors="pt")
-    assert asked["pixel_values"].shape == (1, 3, clip.SIDE, clip.SIDE)
-    scores = model(**asked).logits_per_image
+    inputs = both(text=[prompt("dog"), prompt("car")], images=[image], padding=True, return_tensors="pt")
+    assert inputs["pixel_values"].shape == (1, 3, clip.SIDE, clip.SIDE)
+    scores = model(**inputs).logits_per_image
     padded = both(text=[prompt("dog"), prompt("car")], images=[image], padding="max_length", return_tensors="pt")
     assert padded["input_ids"].shape[1] == clip.LENGTH
     torch.testing.assert_close(model(**padded).logits_per_image, scores, rtol=1e-4, atol=1e-5)  # pads are not read

@@ -81,10 +81,10 @@ def test_short_cut_knows_where_the_click_was():
 
 
 @torch.no_grad()
-def test_untrained_tokens_look_at_the_place_of_the_click():
+def test_untrained_tokens_attend_to_the_place_of_the_click():
     torch.manual_seed(0)
     sam = build_sam()
-    train.look_nearby(sam)
+    train.attend_to_click(sam)
     attention = sam.mask_decoder.transformer.layers[0].cross_attn_token_to_image
     positions = sam.prompt_encoder.get_dense_pe()  # (1, 256, 16, 16)
     clicks = torch.tensor([[[19.5, 35.5]], [[107.5, 91.5]]])  # in the cells (x, y) = (2, 4) and (13, 11)

@@ -102,10 +102,10 @@ def test_trained_head_holds_the_statistics_of_its_images():
 
 
 def test_tokens_that_do_not_fit_memory_are_read_again_each_time(monkeypatch):
-    asked, tokens = [], tokens_of(bags()).numpy()
+    batches, tokens = [], tokens_of(bags()).numpy()
 
     def read(rows: np.ndarray) -> np.ndarray:
-        asked.append(len(rows))
+        batches.append(len(rows))
         return tokens[rows]
 
     def trained() -> MaskClassifier:
@@ -113,10 +113,10 @@ def test_tokens_that_do_not_fit_memory_are_read_again_each_time(monkeypatch):
         teacher, _ = train(some, SHORT, seed=0)
         return train(some, SHORT, 0, teacher, DistillationConfig())[0]
 
-    resident, few = trained(), len(asked)
+    resident, few = trained(), len(batches)
     monkeypatch.setattr(machine, "free_memory", lambda device: 1000)
     assert weights_equal(trained(), resident)
-    assert len(asked) - few > few and max(asked[few:]) <= 60
+    assert len(batches) - few > few and max(batches[few:]) <= 60
 
 
 def test_student_learns_from_a_real_teacher():

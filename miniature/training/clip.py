@@ -1,8 +1,10 @@
 """Train the small CLIP: `python -m miniature.training.clip --minutes 30`.
 
 A `transformers` folder: CLIPModel and CLIPProcessor with a small vocabulary of its own. Pictures are drawings with
-captions, one or two things in all styles, never a masked crop, never a picture of a test split. The loss is CLIP's, but
-images of equal captions count as each other's matches: a batch holds many dogs.
+captions: one or two things in all styles; single things cut out along their true outline, on black, white, grey,
+another colour or a blurred ground; backgrounds and nameless shapes without things. Never a mask of SAM's, never a
+picture of a test split. The loss is CLIP's, but images of equal captions count as each other's matches: a batch holds
+many dogs.
 """
 
 import argparse
@@ -27,13 +29,13 @@ from transformers import (
 )
 
 from miniature.training.loop import Loop, whole_folder
-from miniature.training.pictures import NAMES, caption, held_out, render
+from miniature.training.pictures import GROUNDS, NAMES, caption, held_out, render
 from usam import machine
 from usam.data.class_names import VOC, prompt
 
 SIDE, ROOM = 64, 80  # pixels of CLIP's input, and of the pictures that it is cut out of
 LENGTH = 24  # tokens of a caption; the longest of COCO's names, spelt, takes 18
-STYLE_NAMES = ("studio", "web", "any", "scene")
+SHARES = {"studio": 1, "web": 1, "any": 1, "scene": 1, "cutout": 3, "ground": 1}  # of the pictures, by style
 BATCH, RATE = 256, 1e-3
 
 
@@ -45,7 +47,7 @@ def tokenizer() -> CLIPTokenizer:
         vocab_size=10_000, min_frequency=1, show_progress=False, initial_alphabet=letters, end_of_word_suffix="</w>"
     )
     backend = plain.backend_tokenizer
-    backend.train_from_iterator([prompt(f"{name} and a {name}") for name in NAMES], trainer)
+    backend.train_from_iterator([prompt(f"{name} and a {name}") for name in (*NAMES, *GROUNDS)], trainer)
     learned = json.loads(backend.to_str())["model"]
     words = dict.fromkeys([*letters, *(f"{letter}</w>" for letter in letters), *learned["vocab"]])
     words = [word for word in words if not word.startswith("<|")] + ["<|startoftext|>", "<|endoftext|>"]
@@ -107,14 +109,15 @@ def contrastive_loss(images: Tensor, texts: Tensor, captions: Sequence[str], sca
 
 
 def train(minutes: float, out: Path, count: int) -> dict:
-    """Train within `minutes` over all starts on `count` pictures of each style, save the folder, say what it took."""
+    """Train within `minutes` over all starts on `count` times `SHARES` pictures, save the folder, say what it took."""
     torch.manual_seed(0)
     device, words = machine.device(), tokenizer()
     both = processor(words)
     mean, std = (
         torch.tensor(v).view(3, 1, 1) for v in (both.image_processor.image_mean, both.image_processor.image_std)
     )
-    pictures, drawings = render(STYLE_NAMES, "train", "clip", range(count), ROOM)
+    parts = [render((style,), "train", "clip", range(count * share), ROOM) for style, share in SHARES.items()]
+    pictures, drawings = torch.cat([images for images, _ in parts]), [names for _, found in parts for names in found]
 
     def loss_of(model: CLIPModel, generator: torch.Generator) -> Tensor:
         chosen = torch.randint(len(pictures), (BATCH,), generator=generator)
@@ -160,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=30, help="training time over all starts")
     parser.add_argument("--out", type=Path, default=Path("clip"), help="the folder to write")
-    parser.add_argument("--count", type=int, default=10_000, help="pictures to draw of each of the four styles")
+    parser.add_argument("--count", type=int, default=10_000, help="pictures to draw for a share of 1")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

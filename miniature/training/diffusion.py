@@ -54,7 +54,7 @@ def autoencoder() -> AutoencoderKL:
 
 
 def unet() -> UNet2DConditionModel:
-    """Fresh weights: 2.3M parameters; it looks at the prompt where its features are 8 x 8."""
+    """Fresh weights: 2.3M parameters; it attends to the prompt where its features are 8 x 8."""
     net = UNet2DConditionModel(
         sample_size=SIDE // 4,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),

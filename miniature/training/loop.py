@@ -90,7 +90,7 @@ class Loop:
         """Take steps on `loss_of(model, generator)`."""
         generator = torch.Generator().manual_seed(self.step)
         clock = saved = time.monotonic()
-        heard = None
+        smoothed = None
         while (share := self.seconds / self.limit) < 1:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * min((self.step + 1) / 200, 1) * (0.5 + 0.5 * math.cos(math.pi * share))
@@ -98,9 +98,9 @@ class Loop:
             descend(self.model, self.average, self.optimizer, loss)
             self.step += 1
             self.seconds, clock = self.seconds + time.monotonic() - clock, time.monotonic()
-            heard = loss.item() if heard is None else 0.98 * heard + 0.02 * loss.item()
+            smoothed = loss.item() if smoothed is None else 0.98 * smoothed + 0.02 * loss.item()
             if self.step % 50 == 0:
-                print(f"{self.step} {self.seconds / 60:.1f} min loss {heard:.4f}", flush=True)
+                print(f"{self.step} {self.seconds / 60:.1f} min loss {smoothed:.4f}", flush=True)
             if time.monotonic() - saved > SAVE_EVERY:
                 self.save()
                 saved = time.monotonic()

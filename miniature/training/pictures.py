@@ -17,6 +17,8 @@ from usam.data.class_names import COCO, SUPERCLASSES, VOC, prompt
 # each name that a prompt may have: both data sets' own, and the paper's superclasses
 CLASS_NAMES = tuple(sorted(name for name in {*VOC, *COCO.values()} if drawing_of(name) in world.DRAWINGS))
 NAMES = (*CLASS_NAMES, *(name for name in SUPERCLASSES if name not in CLASS_NAMES))
+DRAWN_STYLES = ("studio", "web", "any", "scene")
+GROUNDS = ("landscape", "wall", "pattern", "shape")  # what a picture without things may be called
 
 
 def members(name: str) -> tuple[str, ...]:
@@ -34,6 +36,9 @@ def caption(drawings: Sequence[str], rng: np.random.Generator, superclasses: flo
     """ "a photo of a dog and a car", for the drawings on a picture; some are called by their superclass."""
     words = []
     for drawing in drawings:
+        if drawing in GROUNDS:
+            words.append(drawing)
+            continue
         own, above = names_of(drawing)
         words.append(str(rng.choice(above if above and rng.random() < superclasses else own)))
     return prompt(" and a ".join(words))
@@ -45,16 +50,92 @@ def drawing(index: int) -> str:
 
 
 def picture(style_name: str, split: str, key: str, index: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """Picture `index` of a style ("studio", "web", "any", "scene") and the drawings on it.
+    """Picture `index` of a style and what is on it: drawings, or one of `GROUNDS`.
 
-    "studio" and "web" show one thing; the others one or two, as in the small SAM's scenes.
+    "studio" and "web" show one thing; "any" and "scene" one or two, as in the small SAM's scenes. "cutout" is one thing
+    of these, cut out along its true outline as the web has it (`cut_out`); "ground" is a background without things.
     """
     rng = rng_of(split, key, style_name, index)
-    first = drawing(index)
+    if style_name == "ground":
+        return ground(rng)
+    if style_name == "cutout":
+        style = str(rng.choice(DRAWN_STYLES))
+        drawn, shown = _drawn(style, drawing(index), rng)
+        return cut_out(drawn, rng), shown[:1]
+    drawn, shown = _drawn(style_name, drawing(index), rng)
+    return drawn.image, shown
+
+
+def _drawn(style_name: str, first: str, rng: np.random.Generator) -> tuple[world.Picture, tuple[str, ...]]:
+    """One or two things in a style of `DRAWN_STYLES`, `first` always among them, and their names."""
     if style_name in ("studio", "web"):
-        return getattr(world, style_name)(first, rng).image, (first,)
+        return getattr(world, style_name)(first, rng), (first,)
     shown = (first,) if rng.random() < 0.5 else (first, str(rng.choice(list(world.DRAWINGS))))
-    return world.scene([(name, world.draw(name, rng)) for name in shown], rng, style_name=style_name).image, shown
+    return world.scene([(name, world.draw(name, rng)) for name in shown], rng, style_name=style_name), shown
+
+
+def cut_out(drawn: world.Picture, rng: np.random.Generator) -> np.ndarray:
+    """The first named thing of a picture on another ground: (s, s, 3) uint8.
+
+    The ground is black, white, grey, any colour, or the picture out of focus. Half of the cut-outs keep their place in
+    the frame; half are cropped to the thing with a margin of up to a quarter.
+    """
+    image = drawn.image
+    number = next(k for k, name in enumerate(drawn.names, 1) if name is not None)
+    mask = drawn.objects == number
+    if not mask.any():  # hidden by what stands before it
+        mask = drawn.objects > 0
+    paper = _paper(rng)
+    if rng.random() < 0.2:
+        behind = cv2.GaussianBlur(image, (0, 0), rng.uniform(0.05, 0.15) * max(image.shape[:2]))
+    else:
+        behind = np.broadcast_to(paper, image.shape)
+    shown = np.where(mask[..., None], image, behind)
+    if rng.random() < 0.5:
+        ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        margin = int(rng.uniform(0, 0.25) * max(ys[-1] - ys[0], xs[-1] - xs[0]))
+        shown = shown[max(ys[0] - margin, 0) : ys[-1] + 1 + margin, max(xs[0] - margin, 0) : xs[-1] + 1 + margin]
+    height, width = shown.shape[:2]
+    side = max(height, width)
+    y, x = (side - height) // 2, (side - width) // 2
+    ends = (y, side - height - y, x, side - width - x)
+    return cv2.copyMakeBorder(shown, *ends, cv2.BORDER_CONSTANT, value=paper.tolist())
+
+
+def _paper(rng: np.random.Generator) -> np.ndarray:
+    """The colour (3,) uint8 of a plain ground: black, white, a grey or any."""
+    kind = rng.choice(["black", "white", "grey", "any"], p=[0.4, 0.2, 0.2, 0.2])
+    if kind == "any":
+        return rng.integers(0, 256, 3).astype(np.uint8)
+    level = {"black": 0, "white": 255, "grey": rng.integers(60, 200)}[kind]
+    return np.full(3, level, np.uint8)
+
+
+def ground(rng: np.random.Generator) -> tuple[np.ndarray, tuple[str, ...]]:
+    """A picture without things, and its name: a background, or nameless blobs on one, whole or a piece cut out."""
+    style, kind = (("scene", "landscape"), ("studio", "wall"), ("web", "pattern"))[rng.integers(3)]
+    blobs = rng.random() < 0.4
+    placed = [
+        (None, world.place(world.blob(rng), (192, 192), rng.uniform(40, 150), tuple(rng.uniform(0.2, 0.8, 2)), rng))
+        for _ in range(rng.integers(1, 4) if blobs else 0)
+    ]
+    drawn = world.paint(placed, (192, 192), style, rng)
+    if rng.random() < 0.5:  # a piece of it, on plain paper
+        mask = drawn.objects == rng.integers(1, len(placed) + 1) if blobs else _piece(rng)
+        if mask.any():
+            return np.where(mask[..., None], drawn.image, _paper(rng)), ("shape" if blobs else kind,)
+    return drawn.image, ("shape" if blobs else kind,)
+
+
+def _piece(rng: np.random.Generator, side: int = 192) -> np.ndarray:
+    """A piece of a picture (side, side) bool: all above or below a slanted line, or a lump, with a hole or without."""
+    y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
+    angle, shift = rng.uniform(0, 2 * np.pi), rng.uniform(-0.6, 0.6)
+    half = x * np.cos(angle) + y * np.sin(angle) > shift
+    a, b, radius = *rng.uniform(-0.5, 0.5, 2), rng.uniform(0.2, 0.8)
+    bumps = 1 + 0.3 * np.sin(rng.integers(2, 6) * np.arctan2(y - b, x - a) + angle)
+    lump = np.hypot(x - a, y - b) < radius * bumps
+    return (half, lump, half & ~lump, ~lump)[rng.integers(4)]
 
 
 def square(image: np.ndarray, side: int) -> np.ndarray:

@@ -137,8 +137,8 @@ def under(points: Tensor, features: Tensor) -> Tensor:
     return F.grid_sample(features, _relative(points)[:, :, None], align_corners=False)[..., 0].transpose(1, 2)
 
 
-def look_nearby(sam: Sam) -> None:
-    """Initial weights with which a click's tokens look at the place of the click.
+def attend_to_click(sam: Sam) -> None:
+    """Initial weights with which a click's tokens attend to the place of the click.
 
     From random weights SAM's decoder must find out by itself that a point's positional encoding and that of a place of
     the image belong together, through two layers of attention: it takes most of two cores' time. Here queries and
@@ -209,12 +209,12 @@ class Trainee(nn.Module):
     def __init__(self):
         super().__init__()
         self.sam = build_sam()
-        look_nearby(self.sam)
+        attend_to_click(self.sam)
         self.individual, self.part = nn.Linear(TOKEN_DIM, 128), nn.Linear(TOKEN_DIM, 64)
         self.thing, self.redraw = nn.Linear(TOKEN_DIM, 1), Redraw(TOKEN_DIM)
         self.short_cut = ShortCut()
         self.detail = nn.Sequential(nn.Conv2d(TOKEN_DIM, 3 * 16, 1), nn.PixelShuffle(4))
-        self.look = nn.Linear(4 * TOKEN_DIM, TOKEN_DIM)
+        self.feature = nn.Linear(4 * TOKEN_DIM, TOKEN_DIM)
         self.token_individual, self.token_redraw = nn.Linear(4 * TOKEN_DIM, 128), Redraw(4 * TOKEN_DIM)
 
     def forward(self, batch: dict[str, Tensor], plan: "Plan") -> tuple[Tensor, dict[str, float]]:
@@ -227,7 +227,7 @@ class Trainee(nn.Module):
         total = 0.5 * meaning + place
         if plan.tokens > 0:
             more = self.decoder_losses(features, batch, plan.balance)
-            total = 0.3 * total + 2 * more["masks"] + more["quality"] + 3 * more["look"]
+            total = 0.3 * total + 2 * more["masks"] + more["quality"] + 3 * more["feature"]
             total = total + plan.tokens * (0.3 * more["token_individual"] + 6 * more["token_redraw"])
             losses |= more
         return total, {k: float(v.detach()) for k, v in losses.items()}
@@ -272,11 +272,11 @@ class Trainee(nn.Module):
             on_object = owners >= 0
             z, who = tokens[on_object] - tokens.detach().mean(0), owners[on_object]
             seen = features.detach().float() - features.detach().float().mean((0, 2, 3), keepdim=True)
-            look = 1 - F.cosine_similarity(self.look(tokens), under(points, seen).flatten(0, 1)).mean()
+            feature = 1 - F.cosine_similarity(self.feature(tokens), under(points, seen).flatten(0, 1)).mean()
             return dict(
                 masks=masks,
                 quality=quality,
-                look=look,
+                feature=feature,
                 token_individual=same_individual_loss(self.token_individual(z), who),
                 token_redraw=F.binary_cross_entropy_with_logits(self.token_redraw(z), batch["shapes"][who]),
                 part_iou=measured[on_object, 1].mean(),
@@ -343,10 +343,10 @@ class Run:
         for group, rate in zip(self.optimizer.param_groups, (plan.rate, plan.maps_rate), strict=True):
             group["lr"] = rate
         with torch.autocast(batch["images"].device.type, torch.bfloat16):
-            loss, said = self.model(batch, plan)
+            loss, losses = self.model(batch, plan)
         descend(self.model, self.average, self.optimizer, loss)
         self.step += 1
-        return said
+        return losses
 
 
 def train(minutes: float, out: Path, start: Path | None = None, first: int = 0, compiled: bool = False) -> dict:
@@ -360,7 +360,7 @@ def train(minutes: float, out: Path, start: Path | None = None, first: int = 0, 
         compiled: compile SAM's upscaling, which saves a seventh of a step of phase 2; needs a C++ compiler.
     """
     torch.manual_seed(0)
-    run, last_save, heard = Run(out, machine.device(), start), time.monotonic(), {}
+    run, last_save, smoothed = Run(out, machine.device(), start), time.monotonic(), {}
     if compiled:  # after the average was copied from it
         run.model.sam.mask_decoder.output_upscaling.compile(dynamic=False)
     clock = time.monotonic()
@@ -370,11 +370,11 @@ def train(minutes: float, out: Path, start: Path | None = None, first: int = 0, 
         if share >= 1:
             break
         plan = schedule(share, run.step)
-        said = run.update({k: v.to(machine.device()) for k, v in batch.items()}, plan)
-        heard = {k: 0.95 * heard.get(k, v) + 0.05 * v for k, v in said.items()}
+        losses = run.update({k: v.to(machine.device()) for k, v in batch.items()}, plan)
+        smoothed = {k: 0.95 * smoothed.get(k, v) + 0.05 * v for k, v in losses.items()}
         run.seconds, clock = run.seconds + time.monotonic() - clock, time.monotonic()
         if run.step % 20 == 0:
-            numbers = " ".join(f"{k} {v:.3f}" for k, v in heard.items())
+            numbers = " ".join(f"{k} {v:.3f}" for k, v in smoothed.items())
             print(f"{run.step} {run.seconds / 60:.1f} min rate {plan.rate:.1e} {numbers}", flush=True)
         if time.monotonic() - last_save > SAVE_EVERY:
             run.save()

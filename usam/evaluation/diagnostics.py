@@ -21,7 +21,7 @@ KINDS = ("whole", "part", "mixed", "background")
 
 
 def objects(dataset: Dataset) -> pd.DataFrame:
-    """One row an object of the ground truth: picture (its place in the data set), class, share (of the picture's area,
+    """One row an object of the ground truth: image (its place in the data set), class, share (of the image's area,
     in [0, 1]), crowd (bool).
     """
     rows = []
@@ -30,7 +30,7 @@ def objects(dataset: Dataset) -> pd.DataFrame:
         for one in example.instances:
             share = int(rle_codec.area(one.mask)) / example.semantic.size
             rows.append((i, dataset.class_names[one.label], share, one.crowd))
-    return pd.DataFrame(rows, columns=["picture", "class", "share", "crowd"])
+    return pd.DataFrame(rows, columns=["image", "class", "share", "crowd"])
 
 
 def image_statistics(images: Iterable[np.ndarray]) -> pd.DataFrame:
