@@ -144,10 +144,10 @@ def _with(profile: Profile, **wanted: Any) -> Profile:
 
 
 def _check_disks(out: Path, images: Sequence[InputImage], points: int) -> None:
-    """Find out before any work if a disk is too small; SAM's embedding of a point takes some 2 kB, rarely 3."""
+    """Find out before any work if a disk is too small; a point takes 2 kB of tokens, and a mask of up to some 2 kB."""
     sizes = [image.size for image in images if not (out / export.FILES[0].format(image.name)).exists()]
     check_disk(out, 2 * sum(sizes) / 2**30 + len(sizes) * 1e-4)
-    check_disk(paths.data(), len(sizes) * points * 3e-6)
+    check_disk(paths.data(), len(sizes) * points * 4e-6)
 
 
 def _embed(images: Sequence[InputImage], files: Mapping[str, Path], profile: Profile) -> dict[str, str]:

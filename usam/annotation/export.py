@@ -74,7 +74,7 @@ def write(
 ) -> dict[str, Any]:
     """Write all files of an image, its record last; returns its row of images.csv.
 
-    `found` are masks as small as SAM's decoder draws them, `extent` is that of the image on them.
+    `found` are masks at the size at which they are stored, `extent` is that of the image on them.
     """
     record = out / RECORDS / f"{image.name}.json"
     record.unlink(missing_ok=True)  # its files are about to be replaced
