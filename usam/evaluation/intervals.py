@@ -70,12 +70,12 @@ def share(runs: Sequence[np.ndarray], others: Sequence[np.ndarray] = ()) -> Inte
 
 
 def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean of one number a seed, such as a share of right labels, for other seeds: Student's t alone."""
+    """Mean of one share a seed, such as that of right labels, for other seeds: Student's t alone."""
     each = np.asarray(values, float)
     if len(each) < 2:
         return Interval(float(each.mean()), np.nan, np.nan)
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(each) - 1) * each.std(ddof=1) / np.sqrt(len(each))
-    return Interval(float(each.mean()), float(each.mean() - half), float(each.mean() + half))
+    return Interval(float(each.mean()), *np.clip([each.mean() - half, each.mean() + half], 0, 1).tolist())
 
 
 def _compared(
