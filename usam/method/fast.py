@@ -25,10 +25,11 @@ def decode_prompts(
 ) -> tuple[Tensor | None, Tensor, Tensor]:
     """As `usam.method.sam.decode_prompts`, up to rounding; it can be differentiated, too.
 
-    `MaskDecoder.predict_masks` repeats an image for every prompt and projects each of its pixels to queries, keys and
-    values, every time anew. A prompt has but seven tokens, so all of that can be moved to their side:
-    q·(W k) = (Wᵀ q)·k, and Σ a (W v) = W Σ a v. The image itself is repeated only after the first block, where prompts
-    begin to differ. Up-scaling does not mix pixels, so it needs no convolution, and only the chosen masks are drawn.
+    `MaskDecoder.predict_masks` copies an image for every prompt and projects all of its pixels to queries, keys and
+    values each time. A prompt has only seven tokens (five of the decoder, two of a point), so the projection can be
+    applied to these instead: q·(W k) = (Wᵀ q)·k, and Σ a (W v) = W Σ a v. The image is copied only after the first
+    block, where prompts begin to differ. Up-scaling does not mix pixels, so it needs no convolution; only the chosen
+    masks are drawn.
 
     `at_once` is the largest number of prompts in one step, by default `PROMPTS_AT_ONCE`.
     """
@@ -54,7 +55,7 @@ def decode_prompts(
 def _transform(decoder: MaskDecoder, tokens: Tensor, image: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
     """`TwoWayTransformer`: tokens (n, t, D) of prompts on images (g, p, D), n / g on each.
 
-    Returns both, the image now another one for each prompt: (n, p, D).
+    Returns the tokens, and the image's features, which now differ between prompts: (n, p, D).
     """
     transformer, prompt = decoder.transformer, tokens
     for block in transformer.layers:

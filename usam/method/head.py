@@ -23,7 +23,7 @@ class MaskClassifier(nn.Module):
         self.layers = nn.Sequential(*hidden, nn.Linear(widths[-1], classes))
 
     def standardised(self, tokens: Tensor) -> Tensor:
-        """What the layers see of tokens (..., 1024) of any float type: float32 of mean 0 and deviation 1."""
+        """Tokens (..., 1024) of any float type, minus the training mean, over the training deviation: float32."""
         return (tokens.float() - self.mean) / self.std
 
     def forward(self, tokens: Tensor) -> Tensor:

@@ -18,13 +18,13 @@ BACKGROUND = 0  # label j of a mask becomes value j + 1 of a semantic map
 
 @dataclass(frozen=True)
 class LabelledMasks:
-    """The masks that are left of one image, highest score first.
+    """The masks of one image that pass threshold and NMS, highest score first.
 
     Attributes:
         index: (n,) int, which of the image's d masks each one is; of joined ones, the mask with the highest score.
         labels: (n,) int, class index from 0 to C - 1.
         scores: (n,) float32, probability of that class.
-        masks: (n, H, W) bool at the image's own size (`choose`: at the size that `MaskEmbeddings` has).
+        masks: (n, H, W) bool at the image's own size; those of `choose` have the size at which masks are stored.
     """
 
     index: np.ndarray
@@ -86,9 +86,10 @@ def choose(
 
     Args:
         probability: (d, C) class probabilities of its masks.
-        embeddings: where the masks are.
+        embeddings: the image's masks.
         config: thresholds.
-        classes: those from this one on are none of the user's: their masks suppress others, and are dropped then.
+        classes: number of classes that the user wants, all by default. Masks with further labels take part in NMS and
+            are dropped afterwards.
     """
     scores, labels = probability.max(1), probability.argmax(1)
     above_threshold = np.flatnonzero((scores >= config.score_threshold) & (rle_area(embeddings.masks) > 0))

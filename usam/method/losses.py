@@ -13,12 +13,7 @@ from torch import Tensor
 def bag_scores(logits: Tensor, a: float) -> Tensor:
     """Eq. (1): s_j = mean of the k largest logits of class j over an image's masks, k = max(1, ceil(d / a)).
 
-    Args:
-        logits: (N, d, C).
-        a: the paper's design parameter.
-
-    Returns:
-        (N, C).
+    Logits (N, d, C) -> scores (N, C); `a` is the paper's design parameter.
     """
     k = max(1, math.ceil(logits.shape[1] / a))
     return logits.topk(k, dim=1).values.mean(1)

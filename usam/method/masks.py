@@ -18,11 +18,11 @@ class MaskEmbeddings:
     Attributes:
         tokens: (d, 4, 256) float16, the mask tokens [single, multi-1, multi-2, multi-3]; flattened they are the
             paper's m_i of d x 1024.
-        masks: d binary masks as COCO RLE, padding removed: of the image's size, at most SAM's input size, or of the
-            decoder's low resolution (`sam.mask_size`); none where tokens are enough (training images).
+        masks: d binary masks as COCO RLE without padding, of the image's size (scaled down to SAM's input if the image
+            is larger), or of the decoder's low resolution (`sam.mask_size`); none for training images.
         iou: (d,) float32, SAM's own prediction of each mask's IoU.
         image_size: (H, W) of the image in pixels.
-        extent: (height, width) that the image covers on the masks; at low resolution they need not be whole numbers.
+        extent: (height, width) of the image in pixels of the masks; at low resolution they need not be whole numbers.
         points: (d, 2) float32 of (x, y) in the image's pixels: the prompts.
     """
 

@@ -137,12 +137,8 @@ class Extractor:
     """Turns images into `MaskEmbeddings`: several images in a call of the encoder, many prompts in one of the decoder.
 
     Encoder and decoder compute in the profile's precision. Prompts and positional encodings are computed in float32,
-    where coordinates need it, and rounded to that precision before they enter the decoder.
-
-    Args:
-        sam: with its weights; it is moved to `device` and changed to the profile's precision.
-        config: the profile's settings.
-        device: where to compute.
+    where coordinates need it, and rounded to that precision before they enter the decoder. `sam`, with its weights,
+    is moved to `device` and changed to that precision.
     """
 
     def __init__(self, sam: Sam, config: SamConfig, device: torch.device | str = "cpu"):
@@ -165,12 +161,12 @@ class Extractor:
     ) -> Iterator[MaskEmbeddings]:
         """Embeddings of many images in their order, in constant memory.
 
-        With a GPU, all cores read and shrink the images of the next batches meanwhile. Without one, `image_per_core`
+        With a GPU, all cores read and resize the images of the next batches meanwhile. Without one, `image_per_core`
         decides what the cores do.
 
         Args:
-            ids: what `load` makes an image (H, W, 3) uint8 RGB of.
-            load: called from several threads.
+            ids: arguments for `load`.
+            load: returns an image (H, W, 3) uint8 RGB; called from several threads.
             masks: False leaves the masks out, and computes tokens and predicted IoU alone.
         """
         gpu = self.device.type == "cuda"

@@ -73,7 +73,7 @@ class Bags:
         return some[0] if np.ndim(index) == 0 else some
 
     def shuffled(self, seed: int) -> "Bags":
-        """The same images with the labels of others: what is left to learn is chance."""
+        """The same images with permuted labels (some keep their class by chance): what is left to learn is chance."""
         order = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(seed))
         return Bags(self.tokens, self.images, self.labels[order])
 

@@ -1,7 +1,7 @@
 """The stages of a run: data sets, training images -> embeddings -> heads. `scoring` is the last one.
 
-Each stage stores its results under a key of all its inputs, prints whether they were made or reused, and makes only
-what is missing.
+Images, embeddings and heads are stored under a key of all their inputs, only what is missing is made, and the first use
+prints whether it was made or reused. A data set that is made here has a fixed folder and notes its key in `made.json`.
 """
 
 import functools
@@ -47,7 +47,7 @@ def _report(what: str, reused: bool, place: Path) -> None:
 
 
 def class_names(profile: Profile, dataset_name: str) -> list[str]:
-    """The classes of a data set: those that the profile names, else all that the set has."""
+    """The classes of a data set: the names of the profile's `groups`, else its `classes`, else all that the set has."""
     config = profile.datasets[dataset_name]
     return list(config.groups or config.classes or dataset(profile, dataset_name).class_names)
 
@@ -205,7 +205,7 @@ def own_code(profile: Profile) -> list[Path]:
 
 
 def _folders(names: set[str]) -> list[Path]:
-    """Where those of `names` lie that are "module:name" and so not the project's own."""
+    """The folders of those of `names` that are "module:name": code outside of the package, the miniature's too."""
     return [source_folder(name) for name in sorted(names) if ":" in name]
 
 
@@ -237,9 +237,8 @@ def heads(profile: Profile, dataset_name: str, source: str, seed: int, shuffled:
 
 
 def heads_of(profile: Profile, classes: Mapping[str, Sequence[str]], source: str, seed: int) -> Heads:
-    """Teacher and student for a user's classes, each with the names that it gathers; images are made for the names.
-
-    If every class has its own name alone, they equal those that `heads` trains for a data set of these classes.
+    """Teacher and student for a user's classes, each of which groups some names; images are generated or crawled for
+    every name. If each class groups its own name alone, the heads equal those of `heads` for the same classes.
     """
     made = training_images(profile, source, sorted(set(chain(*classes.values()))))
     return _heads(profile, f"own-{source}-{seed}", source, made, classes, seed)
