@@ -73,8 +73,8 @@ class SamConfig(Settings):
     single-mask output."""
     mask_size: Literal["image", "decoder"] = "image"
     """at which size masks are cut out of SAM's logits and stored: "image" = as SAM does it, enlarged to the image
-    (longer side at most SAM's input size) and then cut; "decoder" = cut at the decoder's low resolution, which is
-    faster and smaller and has coarser borders."""
+    (longer side at most 1024 pixels) and then cut; "decoder" = cut at the decoder's low resolution, which is faster and
+    smaller and has coarser borders."""
     precision: Precision = "auto"
     """arithmetic of image encoder and mask decoder; see `Precision`."""
     image_per_core: bool = False

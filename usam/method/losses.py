@@ -20,12 +20,9 @@ def bag_scores(logits: Tensor, a: float) -> Tensor:
 
 
 def mil_loss(logits: Tensor, labels: Tensor, a: float) -> Tensor:
-    """Eq. (2): cross-entropy between softmax(s_i) and the image's labels, normalised to sum 1; mean over images.
+    """Eq. (2): cross-entropy between softmax(s_i) and the image's labels divided by their number; mean over images.
 
-    Args:
-        logits: (N, d, C).
-        labels: (N, C) multi-hot, at least one class an image.
-        a: as in Eq. (1).
+    Logits are (N, d, C), labels (N, C) multi-hot with at least one class an image; `a` as in Eq. (1).
     """
     target = labels / labels.sum(1, keepdim=True)
     return -(target * F.log_softmax(bag_scores(logits, a), dim=1)).sum(1).mean()

@@ -18,8 +18,8 @@ class MaskEmbeddings:
     Attributes:
         tokens: (d, 4, 256) float16, the mask tokens [single, multi-1, multi-2, multi-3]; flattened they are the
             paper's m_i of d x 1024.
-        masks: d binary masks as COCO RLE without padding, of the image's size (scaled down to SAM's input if the image
-            is larger), or of the decoder's low resolution (`sam.mask_size`); none for training images.
+        masks: d binary masks as COCO RLE without padding, of the image's size (scaled down to 1024 pixels if it is
+            larger), or of the decoder's low resolution (`sam.mask_size`); none for training images.
         iou: (d,) float32, SAM's own prediction of each mask's IoU.
         image_size: (H, W) of the image in pixels.
         extent: (height, width) of the image in pixels of the masks; at low resolution they need not be whole numbers.

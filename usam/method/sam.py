@@ -31,6 +31,7 @@ from usam.registry import imported
 
 MASK_TOKENS = slice(1, 5)  # the transformer's output tokens: [IoU, single, multi-1, multi-2, multi-3, prompt ...]
 GPU_BATCH = 8  # images at once where the profile names no number
+LARGEST = 1024  # pixels of a mask's longer side, SAM's input size; masks of larger images are enlarged when needed
 
 
 @contextlib.contextmanager
@@ -212,7 +213,8 @@ class Extractor:
             rows, columns = map(math.ceil, extent)
             drawn = logits[:, 0, :rows, :columns]
         else:
-            target = image_size if max(image_size) <= self.side else inner
+            scale = min(1, LARGEST / max(image_size))
+            target = tuple(max(round(n * scale), 1) for n in image_size)
             drawn = self.sam.postprocess_masks(logits.float(), inner, target)[:, 0]
             extent = tuple(map(float, target))
         return masks_to_rle((drawn > self.sam.mask_threshold).cpu().numpy()), extent
