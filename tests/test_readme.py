@@ -1,6 +1,8 @@
 """The README reports what the committed results contain, and its links and those of its neighbours work."""
 
+import io
 import re
+import subprocess
 
 import pandas as pd
 import pytest
@@ -12,10 +14,17 @@ TABLES_OF = {"1": "VOC", "2": "COCO", "3_voc": "VOC", "3_coco": "COCO", "4_voc":
 TABLES = paths.ROOT / "results" / "mini" / "tables"
 
 
+def committed(name: str) -> str:
+    """A table as it is in the repository: a run on this machine may have written another one since."""
+    place = f"HEAD:results/mini/tables/{name}.csv"
+    found = subprocess.run(["git", "-C", paths.ROOT, "show", place], capture_output=True, text=True)
+    return found.stdout if found.returncode == 0 else (TABLES / f"{name}.csv").read_text(encoding="utf-8")
+
+
 def test_scores_are_those_of_the_committed_tables():
     block = README.partition("<!-- tables of results/mini -->")[2].partition("<!-- end of tables -->")[0]
     for name, data_set in ((f"table_{n}", w) for n, w in TABLES_OF.items()):
-        ours = pd.read_csv(TABLES / f"{name}.csv", dtype=str).query("seeds != '0'")
+        ours = pd.read_csv(io.StringIO(committed(name)), dtype=str).query("seeds != '0'")
         assert len(ours) >= 2
         for row in ours.to_dict("records"):
             scores = [row[f"{score} {where}"] for score in ("mIoU", "mAP50") for where in ("paper", "here")]
