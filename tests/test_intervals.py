@@ -117,10 +117,3 @@ def test_draws_without_any_object_leave_no_interval_and_no_warning(recwarn):
     found = intervals.of_mean(values, 3)
     assert found.value == 0.25 and np.isnan(found.low) and np.isnan(found.high)
     assert not [warning for warning in recwarn if "confidence interval" in str(warning.message)]
-
-
-def test_over_seeds_is_students_interval():
-    values = [0.1, 0.3, 0.2, 0.25]
-    low, high = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
-    assert intervals.over_seeds(values) == pytest.approx((np.mean(values), low, high))
-    assert np.isnan(intervals.over_seeds([0.4])[1:]).all()

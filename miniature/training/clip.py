@@ -163,7 +163,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=30, help="training time over all starts")
     parser.add_argument("--out", type=Path, default=Path("clip"), help="the folder to write")
-    parser.add_argument("--count", type=int, default=10_000, help="pictures to draw for a share of 1")
+    parser.add_argument("--count", type=int, default=7_000, help="pictures to draw for a share of 1")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from miniature import world
 from miniature.datasets import drawing_of
 from miniature.splits import rng_of
+from usam.baselines.sam_clip import squared
 from usam.data.class_names import COCO, SUPERCLASSES, VOC, prompt
 
 # each name that a prompt may have: both data sets' own, and the paper's superclasses
@@ -95,11 +96,7 @@ def cut_out(drawn: world.Picture, rng: np.random.Generator) -> np.ndarray:
         ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         margin = int(rng.uniform(0, 0.25) * max(ys[-1] - ys[0], xs[-1] - xs[0]))
         shown = shown[max(ys[0] - margin, 0) : ys[-1] + 1 + margin, max(xs[0] - margin, 0) : xs[-1] + 1 + margin]
-    height, width = shown.shape[:2]
-    side = max(height, width)
-    y, x = (side - height) // 2, (side - width) // 2
-    ends = (y, side - height - y, x, side - width - x)
-    return cv2.copyMakeBorder(shown, *ends, cv2.BORDER_CONSTANT, value=paper.tolist())
+    return squared(shown, paper)
 
 
 def _paper(rng: np.random.Generator) -> np.ndarray:

@@ -105,6 +105,9 @@ def annotate(
 
     Settings from `score_threshold` to `smallest` that are not given are the profile's.
 
+    Returns:
+        An `Annotated`, with the tables `.images` and `.skipped`; `usam.annotation.viewer.Viewer` shows it.
+
     Raises:
         UserError: no image was found, a class name or setting cannot be used, or `out` holds something else; with
             `strict`, an image was skipped. Everything finished is kept.

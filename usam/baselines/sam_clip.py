@@ -114,11 +114,16 @@ class ClipLabeller:
             ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             box = (slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1))
         shown = cv2.copyTo(image[box], mask[box].astype(np.uint8), background[box].copy())
-        height, width = shown.shape[:2]
-        side = max(height, width)
-        y, x = (side - height) // 2, (side - width) // 2
-        ends = (y, side - height - y, x, side - width - x)
-        return cv2.copyMakeBorder(shown, *ends, cv2.BORDER_CONSTANT, value=self.empty.tolist())
+        return squared(shown, self.empty)
+
+
+def squared(image: np.ndarray, colour: np.ndarray) -> np.ndarray:
+    """An image (H, W, 3) uint8 in the middle of a square whose rest has a `colour` (3,): (s, s, 3), s = max(H, W)."""
+    height, width = image.shape[:2]
+    side = max(height, width)
+    y, x = (side - height) // 2, (side - width) // 2
+    ends = (y, side - height - y, x, side - width - x)
+    return cv2.copyMakeBorder(image, *ends, cv2.BORDER_CONSTANT, value=colour.tolist())
 
 
 def by_clip(labeller: ClipLabeller, config: InferenceConfig) -> Annotate:

@@ -9,7 +9,8 @@ from scipy import stats
 from usam.evaluation.metrics import Reliability
 from usam.evaluation.scores import Scores
 
-RESAMPLES, AT_ONCE = 1000, 100
+RESAMPLES = 1000
+AT_ONCE = 100  # resamples, so that they fit the memory
 CONFIDENCE = 0.95
 
 
@@ -67,15 +68,6 @@ def share(runs: Sequence[np.ndarray], others: Sequence[np.ndarray] = ()) -> Inte
     if not all(side[:, 1].any() for side in (*runs, *others)):
         return Interval(np.nan, np.nan, np.nan)
     return _compared(value, [len(runs[0])], runs, others)
-
-
-def over_seeds(values: Sequence[float]) -> Interval:
-    """Mean of one share a seed, such as that of right labels, for other seeds: Student's t alone."""
-    each = np.asarray(values, float)
-    if len(each) < 2:
-        return Interval(float(each.mean()), np.nan, np.nan)
-    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(each) - 1) * each.std(ddof=1) / np.sqrt(len(each))
-    return Interval(float(each.mean()), *np.clip([each.mean() - half, each.mean() + half], 0, 1).tolist())
 
 
 def _compared(

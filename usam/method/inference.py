@@ -7,11 +7,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
+from pycocotools import mask as rle_codec
 from scipy.sparse import csgraph
 
 from usam.config import InferenceConfig
 from usam.method.head import MaskClassifier
-from usam.method.masks import MaskEmbeddings, mask_iou, rle_area, rle_iou, rle_to_masks, to_image_size
+from usam.method.masks import MaskEmbeddings, mask_iou, rle_iou, rle_to_masks, to_image_size
 
 BACKGROUND = 0  # label j of a mask becomes value j + 1 of a semantic map
 
@@ -92,11 +93,11 @@ def choose(
             are dropped afterwards.
     """
     scores, labels = probability.max(1), probability.argmax(1)
-    above_threshold = np.flatnonzero((scores >= config.score_threshold) & (rle_area(embeddings.masks) > 0))
+    above_threshold = np.flatnonzero((scores >= config.score_threshold) & (rle_codec.area(embeddings.masks) > 0))
     iou = rle_iou([embeddings.masks[j] for j in above_threshold])
     order = nms(iou, scores[above_threshold], labels[above_threshold], config.nms_iou, config.nms_per_class)
     index = above_threshold[order]
-    masks = rle_to_masks([embeddings.masks[j] for j in index] or embeddings.masks[:1])[: len(index)]
+    masks = rle_to_masks([embeddings.masks[j] for j in index])
     found = LabelledMasks(index, labels[index], scores[index], masks)
     if classes is not None:
         found = found.only(found.labels < classes)

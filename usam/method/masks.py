@@ -105,11 +105,6 @@ def rle_iou(rles: list[dict]) -> np.ndarray:
     return rle_codec.iou(rles, rles, [0] * len(rles)) if rles else np.zeros((0, 0))
 
 
-def rle_area(rles: list[dict]) -> np.ndarray:
-    """Pixels in each mask: (n,) integers."""
-    return rle_codec.area(rles) if rles else np.zeros(0, np.uint32)
-
-
 def mask_iou(masks: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
     """IoU of bool masks (n, h, w) and (m, h, w), by default with each other: (n, m) float32, 0 where both are empty."""
     one = masks.reshape(len(masks), math.prod(masks.shape[1:])).astype(np.float32)

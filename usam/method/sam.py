@@ -207,9 +207,8 @@ class Extractor:
         self, logits: Tensor, inner: tuple[int, int], image_size: tuple[int, int]
     ) -> tuple[list[dict], tuple[float, float]]:
         """Masks of logits (N, 1, h, w), as `mask_size` wants them, and the part of them that the image covers."""
-        low = logits.shape[-2:]
         if self.config.mask_size == "decoder":
-            extent = tuple(n * whole / self.side for n, whole in zip(inner, low, strict=True))
+            extent = tuple(n * whole / self.side for n, whole in zip(inner, logits.shape[-2:], strict=True))
             rows, columns = map(math.ceil, extent)
             drawn = logits[:, 0, :rows, :columns]
         else:

@@ -10,6 +10,8 @@ from usam.evaluation.intervals import Interval
 from usam.evaluation.scores import Scores
 
 SCORES = {"miou": "mIoU", "map50": "mAP50"}
+FLOOR = ("all background", "none")  # method and training images of the row that paints nothing
+AT_FLOOR = "baseline at the floor"
 
 
 class Run(NamedTuple):
@@ -22,10 +24,6 @@ class Run(NamedTuple):
 
 PaperScores = Mapping[Run, Sequence[float | None]]  # mIoU and mAP50 in percent; None where the paper has no number
 ImageScores = Mapping[Run, Sequence[Scores]]  # one per seed
-
-
-FLOOR = ("all background", "none")  # method and training images of the row that paints nothing
-AT_FLOOR = "baseline at the floor"
 
 
 def effect(score: str, paper: float | None, here: Interval | None) -> dict[str, str]:

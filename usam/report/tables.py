@@ -20,8 +20,6 @@ from usam.report import claims
 
 PaperRow = tuple[str, str, float | None, float | None]  # see `usam.report.paper`
 StoredScores = dict[tuple[str, str], list[Scores]]  # (method, training images) -> scores, one per seed
-
-
 FLOOR: PaperRow = (*claims.FLOOR, None, None)  # the last row of each table: what painting nothing scores
 
 
@@ -45,7 +43,7 @@ def _explained(model: BaseModel, prefix: str) -> list[tuple[str, str, str]]:
 
 
 def runs_file(profile: Profile) -> Path:
-    """Return the path of the profile's runs.csv, which has one row per training and evaluation."""
+    """Return the path of the profile's runs.csv, which has one row per evaluation or other measured number."""
     return paths.results(profile.name) / "runs.csv"
 
 
