@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Collection
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ from tqdm import tqdm
 
 from miniature import world
 from miniature.splits import rng_of
-from miniature.world import Picture
+from miniature.world import Layout, Picture
 from usam.data.class_names import COCO, VOC
 from usam.data.voc import voc_palette
 from usam.errors import UserError
@@ -27,6 +28,7 @@ COCO_DRAWINGS = {
     "potted plant": "pottedplant",
     "dining table": "diningtable",
 }
+COCO_SPLITS = {"train": "train2017", "val": "minival2017", "test": "val2017"}  # as COCO's files call them
 
 
 def drawing_of(class_name: str) -> str:
@@ -39,18 +41,39 @@ def web(class_name: str, index: int) -> np.ndarray:
     return world.web(drawing_of(class_name), rng_of("train", "web", class_name, index, 0)).image
 
 
+class Scenes(NamedTuple):
+    """What the scenes of a data set are like."""
+
+    chances: tuple[float, ...]  # of one object, of two, ...
+    layout: Layout
+
+
+SCENES = {  # as in the real sets, COCO's have more objects, smaller ones, and more clutter
+    "voc": Scenes((0.35, 0.3, 0.2, 0.1, 0.05), Layout()),
+    "coco": Scenes(
+        (0.02, 0.03, 0.05, 0.2, 0.2, 0.2, 0.2, 0.1),
+        Layout(rows=2, smallest=0.09, largest=(0.9, 0.7, 0.6, 0.5, 0.45), clutter=10, blobs=(0.08, 0.35)),
+    ),
+}
+
+
 def test_scene(split: str, dataset: str, index: int, class_names: list[str]) -> Picture:
-    """Scene `index` of a split: one to five objects; its classes take turns, so that every class occurs."""
+    """Scene `index` of a split; its classes take turns, so that every class occurs.
+
+    `dataset` is a key of `SCENES`, or another word for other scenes like VOC's.
+    """
     rng = rng_of(split, dataset, index)
-    count = int(rng.choice([1, 2, 3, 4, 5], p=[0.35, 0.3, 0.2, 0.1, 0.05]))
+    chances, layout = SCENES.get(dataset, SCENES["voc"])
+    count = 1 + int(rng.choice(len(chances), p=chances))
     names = [class_names[index % len(class_names)], *rng.choice(class_names, count - 1)]
-    return world.scene([(str(n), world.draw(drawing_of(str(n)), rng)) for n in names], rng)
+    individuals = [(str(n), world.draw(drawing_of(str(n)), rng)) for n in names]
+    return world.scene(individuals, rng, layout=layout)
 
 
 def _check(images: dict[str, int], names: list[str], known: Collection[str]) -> None:
     """Splits and classes before anything is written; `known` are the data set's own class names."""
     drawn = [n for n in known if drawing_of(n) in world.DRAWINGS]
-    for what, wanted, there in (("split", images, ["val", "test"]), ("class", names, drawn)):
+    for what, wanted, there in (("split", images, list(COCO_SPLITS)), ("class", names, drawn)):
         if wrong := [w for w in wanted if w not in there]:
             raise UserError(f"this drawn data set has no {what} '{wrong[0]}': choose from {', '.join(there)}")
 
@@ -104,7 +127,7 @@ def write_coco(root: Path, images: dict[str, int], class_names: list[str] | None
     _check(images, names, known)
     part = _fresh(root)
     for split, count in images.items():
-        official = {"val": "minival2017", "test": "val2017"}[split]
+        official = COCO_SPLITS[split]
         content = _coco_split(part, split, official, count, names, known)
         (_folder(part, "annotations") / f"instances_{official}.json").write_text(json.dumps(content))
     part.rename(root)

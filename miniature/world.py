@@ -6,6 +6,7 @@ training images and test images come from different distributions too (paper 4, 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -241,36 +242,45 @@ def paint(
     return Picture(image, objects, parts, tuple(name for name, _ in placed), tuple(canvas.part_of))
 
 
+class Layout(NamedTuple):
+    """How the things of a scene lie, and how long their longer sides are."""
+
+    rows: int = 1  # in which the objects stand side by side
+    smallest: float = 0.28  # object, as a share of the picture's longer side
+    largest: tuple[float, ...] = (0.95, 0.75, 0.62, 0.52)  # if there is one object, if there are two, ...
+    clutter: int = 4  # at most this many blobs
+    blobs: tuple[float, float] = (0.12, 0.4)  # smallest and largest, as shares of the picture's shorter side
+
+
 def scene(
     individuals: Sequence[tuple[str, list[Part]]],
     rng: np.random.Generator,
     size: tuple[int, int] | None = None,
     style_name: str = "scene",
-    clutter: int = 4,
+    layout: Layout | None = None,
 ) -> Picture:
-    """Several objects from a quarter to most of the frame, overlapping, among nameless blobs.
+    """Several objects, overlapping, among nameless blobs.
 
     Args:
         individuals: (category, fitted drawing) of each object.
         rng: the only source of chance.
         size: (height, width) in pixels; one of `SCENE_SIZES` by default.
         style_name: a key of `STYLES`.
-        clutter: at most this many blobs.
+        layout: see `Layout`; by default few and large objects.
     """
-    size = size or SCENE_SIZES[rng.integers(len(SCENE_SIZES))]
-    largest = {1: 0.95, 2: 0.75, 3: 0.62}.get(len(individuals), 0.52)
+    size, layout = size or SCENE_SIZES[rng.integers(len(SCENE_SIZES))], layout or Layout()
+    rows, columns = layout.rows, -(-len(individuals) // layout.rows)
+    largest = layout.largest[min(len(individuals), len(layout.largest)) - 1]
     placed: list[tuple[str | None, list[Part]]] = []
-    for _ in range(int(rng.integers(0, clutter + 1))):
-        side = rng.uniform(0.12, 0.4) * min(size)
+    for _ in range(int(rng.integers(0, layout.clutter + 1))):
+        side = rng.uniform(*layout.blobs) * min(size)
         placed.append((None, place(blob(rng), size, side, tuple(rng.uniform(0, 1, 2)), rng)))
-    columns = rng.permutation(len(individuals))  # side by side with jitter: they overlap, but seldom hide each other
-    for (name, parts), column in zip(individuals, columns, strict=True):
-        side = rng.uniform(0.28, largest) * max(size)
-        x = (column + 0.5 + rng.normal(0, 0.18)) / len(individuals)
-        y = 0.5 + rng.normal(0, 0.12)
-        placed.append(
-            (name, place(parts, size, min(side, 1.05 * min(size)), (np.clip(x, 0.1, 0.9), np.clip(y, 0.2, 0.8)), rng))
-        )
+    for (name, parts), cell in zip(individuals, rng.permutation(rows * columns), strict=False):  # cells may stay empty
+        side = min(rng.uniform(layout.smallest, largest) * max(size), 1.05 * min(size))
+        x = (cell % columns + 0.5 + rng.normal(0, 0.18)) / columns  # jitter: they overlap, but seldom hide each other
+        y = (cell // columns + 0.5) / rows + rng.normal(0, 0.12)
+        centre = np.clip(x, 0.1, 0.9), np.clip(y, 0.2 / rows, 1 - 0.2 / rows)
+        placed.append((name, place(parts, size, side, centre, rng)))
     blobs_in_front = [p for p in placed if p[0] is None and rng.random() < 0.25]
     behind = [p for p in placed if not any(p is q for q in blobs_in_front)]
     return paint(behind + blobs_in_front, size, style_name, rng)

@@ -4,15 +4,21 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load
 
 from usam import paths
-from usam.config import Profile
+from usam.data.class_names import VOC
+from usam.data.crops import object_crops
 from usam.errors import UserError
 from usam.files import writing
-from usam.pipeline import stages
+from usam.method.training import train
+from usam.pipeline import scoring, stages
+from usam.profiles import Profile
 from usam.registry import source_folder
 
 
@@ -97,6 +103,56 @@ def test_pictures_of_a_real_set_that_were_replaced_are_embedded_again(tiny):
     assert stages.embeddings(real, "voc").folder != before
 
 
+def test_an_in_domain_head_learns_from_the_training_split_and_is_stored(tiny, monkeypatch):
+    profile = with_data(tiny, images={"test": 2, "val": 1, "train": 3})
+    seen = []
+
+    def spied(bags, *arguments, **options):
+        seen.append(bags)
+        return train(bags, *arguments, **options)
+
+    monkeypatch.setattr(stages, "train", spied)
+    made = stages.in_domain_heads(profile, "voc", 0)
+    data = stages.dataset(profile, "voc", "train")
+    crops = object_crops(data, 3)  # as the synthetic source has
+    assert [bags.labels.argmax(1).tolist() for bags in seen] == [[crop.label for crop in crops]] * 2
+    alone = stages.extractor(profile)(crops[1].cut(data.image(crops[1].image)))
+    assert (seen[0].tokens(np.array([1]))[0] == alone.tokens.reshape(100, 1024)).all()
+    monkeypatch.setattr(stages, "train", None)  # what is stored is not trained again
+    again = stages.in_domain_heads(profile, "voc", 0)
+    assert torch.equal(again.student.layers[0].weight, made.student.layers[0].weight)
+
+
+def test_other_labels_make_another_in_domain_head(tiny):
+    profile = with_data(tiny, images={"test": 2, "val": 1, "train": 3})
+    stages.dataset(profile, "voc", "train")
+    root = paths.data() / "smoke" / "VOC2012"
+    (root / stages.STAMP).unlink()
+    shutil.move(root, paths.data() / "real")
+    real = with_data(profile, maker=None, root="real")
+
+    def heads() -> int:
+        stages.in_domain_heads(real, "voc", 0)
+        return len(list(paths.data().rglob("voc-in-domain-*.safetensors")))
+
+    assert heads() == heads() == 2
+    file = min((paths.data() / "real" / "SegmentationClass").glob("train*.png"))
+    with Image.open(file) as labels:
+        all_cars = [VOC.index("car") + 1 if value == VOC.index("dog") + 1 else value for value in range(256)]
+        labels.point(all_cars).save(file)
+    assert heads() == 4
+
+
+def test_the_in_domain_head_is_scored_or_named_as_impossible(tiny, tmp_path, monkeypatch):
+    monkeypatch.setenv("USAM_RESULTS", str(tmp_path / "results"))
+    profile = with_data(tiny, images={"test": 2, "val": 1, "train": 3})
+    scoring.score(profile, "voc", "in-domain", 0, "in-domain")
+    row = pd.read_csv(paths.results("smoke") / "runs.csv").iloc[0]
+    assert (row["source"], row["method"], row["seed"], row["split"]) == ("in-domain", "in-domain", 0, "test")
+    with pytest.raises(UserError, match=r"'voc' has no training split: name one in the profile, as its 'train'"):
+        scoring.score(with_data(tiny, train=None), "voc", "in-domain", 0, "in-domain")
+
+
 def test_unknown_maker():
     for name in ("math:none", "nowhere:none", "none"):
         with pytest.raises(UserError, match=f"'{name}' cannot be imported as module:name"):
@@ -118,12 +174,12 @@ def test_full_disk_is_one_line(tiny, monkeypatch):
 def test_a_coarser_grid_and_fewer_images_use_what_is_stored(tiny, monkeypatch):
     whole, test = stages.heads(tiny, "voc", "web", 0), stages.embeddings(tiny, "voc")
     monkeypatch.setattr(stages, "extractor", None)  # nothing is extracted from here on
-    coarse = tiny.changed("grid", 2)
+    coarse = tiny.changed({"grid": 2})
     some, rows = stages.embeddings(coarse, "voc"), [22, 27, 72, 77]  # of 10 x 10, nearest to (2.5, 7.5) each way
     assert (some[0].tokens == test[0].tokens[rows]).all() and (some[1].points == test[1].points[rows]).all()
     assert some[1].masks == [test[1].masks[j] for j in rows] and len(some) == len(test)
-    for other in (coarse, tiny.changed("head.images_per_class", 1)):
+    for other in (coarse, tiny.changed({"head.images_per_class": 1})):
         head = stages.heads(other, "voc", "web", 0).student
         assert not torch.equal(head.layers[0].weight, whole.student.layers[0].weight)
     with pytest.raises(UserError, match="11 points a side are more than the 10"):
-        stages.embeddings(tiny.changed("grid", 11), "voc")
+        stages.embeddings(tiny.changed({"grid": 11}), "voc")

@@ -1,5 +1,7 @@
 """The drawn world: drawings, pictures and their maps, splits, and the data sets written for the readers."""
 
+import hashlib
+import itertools
 import json
 from pathlib import Path
 
@@ -51,7 +53,7 @@ def test_drawing(name):
                 assert np.isfinite(contour).all()
         low, high = bounds(parts)
         assert (high - low).min() > 0.3 and max(np.abs(low).max(), np.abs(high).max()) < 2.5
-        assert sum(not part.detail for part in parts) <= 25  # with 5 objects and 4 blobs, part numbers fit a byte
+        assert sum(not part.detail for part in parts) <= 25  # with 8 objects and 10 blobs, part numbers fit a byte
     assert same(individuals[3], DRAWINGS[name](np.random.default_rng(3)))
     assert not any(same(individuals[0], other) for other in individuals[1:])  # individuals differ
 
@@ -154,10 +156,45 @@ def test_splits_share_no_random_numbers():
     assert draws["test", ("voc", 1)] == rng_of("test", "voc", 1).integers(0, 2**63)
 
 
-def test_validation_and_test_scenes_differ():
-    val, test = (scene_of(split, "voc", 0, list(VOC)) for split in ("val", "test"))
-    assert val.image.shape != test.image.shape or (val.image != test.image).mean() > 0.5
-    assert "aeroplane" in val.names and "aeroplane" in test.names  # classes take turns
+def test_training_validation_and_test_scenes_differ():
+    scenes = [scene_of(split, "voc", 0, list(VOC)) for split in ("train", "val", "test")]
+    for one, other in itertools.combinations(scenes, 2):
+        assert one.image.shape != other.image.shape or (one.image != other.image).mean() > 0.5
+    assert all("aeroplane" in one.names for one in scenes)  # classes take turns
+
+
+def test_vocs_scenes_are_drawn_as_they_always_were():
+    digest, means = hashlib.sha256(), []
+    for split, k in itertools.product(("test", "val"), range(4)):
+        picture = scene_of(split, "voc", k, list(VOC))
+        digest.update(picture.objects.tobytes() + picture.parts.tobytes() + repr(picture.names).encode())
+        means.append(picture.image.mean())  # a mean: other processors may round a colour differently
+    assert digest.hexdigest()[:16] == "b43214cc279546f4"
+    np.testing.assert_allclose(means, [112.5, 129.5, 120.5, 160.2, 122.7, 92.9, 165.4, 109.4], atol=0.1)
+
+
+def shares(dataset: str, names: list[str]) -> list[np.ndarray]:
+    """Of 40 scenes, the share of the picture that each object covers."""
+    scenes = [scene_of("test", dataset, k, names) for k in range(40)]
+    return [np.array([mask.mean() for _, mask in visible(picture)]) for picture in scenes]
+
+
+def test_cocos_scenes_have_more_and_smaller_objects_than_vocs():
+    drawn = [name for name in COCO.values() if drawing_of(name) in DRAWINGS]
+    voc, coco = shares("voc", list(VOC)), shares("coco", drawn)
+    assert np.mean([len(one) for one in coco]) >= 1.5 * np.mean([len(one) for one in voc])
+    (small, large), median = np.quantile(np.concatenate(coco), [0.1, 0.9]), np.median(np.concatenate(coco))
+    assert 0.01 < median < 0.5 * np.median(np.concatenate(voc))
+    assert small < 0.01 and large > 0.05  # a tail to both sides
+
+
+def test_objects_of_a_crowded_scene_seldom_hide_each_other():
+    drawn = [name for name in COCO.values() if drawing_of(name) in DRAWINGS]
+    asked = found = 0
+    for k in range(40):
+        picture = scene_of("test", "coco", k, drawn)
+        asked, found = asked + sum(name is not None for name in picture.names), found + len(visible(picture))
+    assert found >= 0.98 * asked
 
 
 # -- data sets ----------------------------------------------------------------------------------------------------
@@ -204,6 +241,16 @@ def test_void_border_runs_around_objects(tmp_path):
     cow, nothing = semantic == VOC.index("cow") + 1, semantic == 0
     assert cow.any() and nothing.any()
     assert not (cow[:, 1:] & nothing[:, :-1]).any() and not (cow[1:] & nothing[:-1]).any()  # they never touch
+
+
+def test_no_split_shares_an_image_with_another(tmp_path):
+    images = {"train": 5, "val": 5, "test": 5}
+    write_voc(tmp_path / "voc", images, ["car", "dog"])
+    write_coco(tmp_path / "coco", images, ["car", "dog"])
+    for folder in ("voc", "coco"):
+        files = [file.read_bytes() for file in (tmp_path / folder).rglob("*.jpg")]
+        assert len(files) == len(set(files)) == 15
+    assert len(VocDataset(tmp_path / "voc", "train")) == len(CocoDataset(tmp_path / "coco", "train2017")) == 5
 
 
 @pytest.fixture(scope="module")
@@ -279,8 +326,8 @@ def test_polygon_of_a_known_shape():
 @pytest.mark.parametrize(
     "write, images, names, message",
     [
-        (write_voc, {"train": 1}, None, "split 'train': choose from val, test"),
-        (write_coco, {"minival": 1}, None, "split 'minival': choose from val, test"),
+        (write_voc, {"trainval": 1}, None, "split 'trainval': choose from train, val, test"),
+        (write_coco, {"minival": 1}, None, "split 'minival': choose from train, val, test"),
         (write_voc, {"test": 1}, ["dog", "unicorn"], "class 'unicorn': choose from aeroplane,"),
         (write_voc, {"test": 1}, ["pizza"], "class 'pizza'"),  # drawn, but not one of VOC's
         (write_coco, {"test": 1}, ["aeroplane"], "class 'aeroplane'.* airplane"),  # COCO writes it otherwise

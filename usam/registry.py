@@ -44,6 +44,7 @@ METHODS = Registry(
     {
         "U-SAM": "usam.pipeline.methods:u_sam",
         "MIL only": "usam.pipeline.methods:mil_only",
+        "in-domain": "usam.pipeline.methods:in_domain",
         "shuffled labels": "usam.pipeline.methods:shuffled_labels",
         "shuffled labels, teacher at threshold 0": "usam.pipeline.methods:shuffled_teacher",
         "all background": "usam.pipeline.methods:all_background",

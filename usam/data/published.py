@@ -17,10 +17,10 @@ import urllib3
 from tqdm import tqdm
 
 from usam import paths
-from usam.config import Profile
 from usam.data import huggingface
 from usam.errors import UserError
 from usam.files import check_disk, file_sha, locked, sha256, writing
+from usam.profiles import Profile
 from usam.registry import IMAGE_SOURCES
 
 

@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from usam import machine
 from usam.baselines import Annotate
-from usam.baselines.sam_clip import PAPER, ClipLabeller, View, by_clip
-from usam.config import Profile
+from usam.baselines.sam_clip import ClipLabeller, by_clip
 from usam.evaluation.scores import by_head, nothing, oracle_labels, oracle_masks
 from usam.pipeline import stages
+from usam.profiles import Profile
 
 
 class Ready(NamedTuple):
@@ -48,15 +48,23 @@ def shuffled_teacher(profile: Profile, dataset_name: str, source: str, seed: int
     return Ready(by_head(heads.teacher, lenient), heads.seconds)
 
 
+def in_domain(profile: Profile, dataset_name: str, _source: str, seed: int) -> Ready:
+    """A ceiling: the same head and training, on objects cut out of scenes like those of the test. A person would have
+    had to mark each of them.
+    """
+    heads = stages.in_domain_heads(profile, dataset_name, seed)
+    return Ready(by_head(heads.student, profile.inference), heads.seconds)
+
+
 def all_background(_profile: Profile, _dataset_name: str, _source: str, _seed: int | None) -> Ready:
     """The floor: no mask is labelled, every pixel is background."""
     return Ready(nothing)
 
 
-def sam_clip(profile: Profile, dataset_name: str, _source: str, _seed: int | None, view: View = PAPER) -> Ready:
-    """SAM's masks, named by CLIP (paper 4, Table 3); `view` is what CLIP is shown of a mask."""
+def sam_clip(profile: Profile, dataset_name: str, _source: str, _seed: int | None) -> Ready:
+    """SAM's masks, named by CLIP (paper 4, Table 3)."""
     names = stages.class_names(profile, dataset_name)
-    return Ready(by_clip(ClipLabeller(profile.clip, names, view, machine.device()), profile.inference))
+    return Ready(by_clip(ClipLabeller(profile.clip, names, machine.device()), profile.inference))
 
 
 def true_labels(profile: Profile, _dataset_name: str, _source: str, _seed: int | None) -> Ready:

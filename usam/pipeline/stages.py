@@ -8,30 +8,30 @@ import functools
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import torch
 from safetensors.torch import save
 
 from usam import machine, paths
-from usam.config import HOW_FAST, DataConfig, Profile
+from usam.config import HOW_FAST, DataConfig
 from usam.data import image_files, published
+from usam.data.crops import object_crops
 from usam.data.datasets import Dataset
 from usam.data.grouped import Grouped
 from usam.errors import UserError
 from usam.files import locked, write_atomically, writing
-from usam.method.head import MaskClassifier
 from usam.method.masks import MaskEmbeddings, coarser
 from usam.method.sam import Extractor, load_sam
 from usam.method.training import Bags, train
 from usam.pipeline import cache, embedding_store
 from usam.pipeline.embedding_store import EmbeddingStore
-from usam.pipeline.stored_heads import StoredHead, load_head
+from usam.pipeline.stored_heads import Heads, StoredHead, load_head
 from usam.pipeline.training_images import TrainingImages, collect
+from usam.profiles import Profile
 from usam.registry import DATASET_READERS, IMAGE_SOURCES, METHODS, imported, source_folder
 
 CODE = ("method", "data", "pipeline/embedding_store.py")  # decides embeddings and heads
@@ -215,17 +215,6 @@ def extractor(profile: Profile) -> Extractor:
     return Extractor(model, profile.sam, machine.device())
 
 
-@dataclass(frozen=True)
-class Heads:
-    """A teacher and its student, a table of each with one row an epoch, and the seconds that training both took."""
-
-    teacher: MaskClassifier
-    student: MaskClassifier
-    teacher_history: pd.DataFrame
-    student_history: pd.DataFrame
-    seconds: float
-
-
 def heads(profile: Profile, dataset_name: str, source: str, seed: int, shuffled: bool = False) -> Heads:
     """Teacher and student for the classes of data set `dataset_name`, trained on images of `source` (paper 3.5).
 
@@ -244,6 +233,25 @@ def heads_of(profile: Profile, classes: Mapping[str, Sequence[str]], source: str
     return _heads(profile, f"own-{source}-{seed}", source, made, classes, seed)
 
 
+def in_domain_heads(profile: Profile, dataset_name: str, seed: int) -> Heads:
+    """Teacher and student trained on objects of the data set's own training split, each cut out of its scene: as many
+    of each class as the largest of the profile's sources has.
+
+    Raises:
+        UserError: the data set has no training split.
+    """
+    split = profile.datasets[dataset_name].train
+    if split is None:
+        raise UserError(f"data set '{dataset_name}' has no training split: name one in the profile, as its 'train'")
+    data = dataset(profile, dataset_name, split)
+    crops = object_crops(data, max(source.per_class for source in profile.sources.values()))
+    ids, origin = list(range(len(crops))), cache.key([data_key(profile, dataset_name, split), crops])
+    name, names = f"{dataset_name}-{split}-objects", list(data.class_names)
+    found = _embedded(profile, name, ids, lambda k: crops[k].cut(data.image(crops[k].image)), origin, masks=False)
+    bags = Bags(found.tokens, np.arange(len(crops)), torch.eye(len(names))[[crop.label for crop in crops]])
+    return _trained(profile, f"{dataset_name}-in-domain-{seed}", found, lambda: bags, names, len(names), seed)
+
+
 def _heads(
     profile: Profile,
     label: str,
@@ -255,25 +263,36 @@ def _heads(
 ) -> Heads:
     found = _embedded_images(profile, source, made)
 
-    @functools.cache
     def bags() -> Bags:
         plain = Bags.of(found.tokens, made.table["class"].tolist(), classes, profile.head.images_per_class)
         return plain.shuffled(seed) if shuffled else plain
 
+    inputs = [list(classes.items()), shuffled]  # a list, as the order of classes counts
+    return _trained(profile, label, found, bags, inputs, len(classes), seed)
+
+
+def _trained(
+    profile: Profile, label: str, found: EmbeddingStore, bags: Callable[[], Bags], inputs: list, classes: int, seed: int
+) -> Heads:
+    """Teacher and student for so many `classes`, from their files, or trained on `bags` of the embeddings `found`.
+
+    `inputs` are what decides the bags beside the embeddings.
+    """
+    bags = functools.cache(bags)
+
     def one(kind: str, *distilled: Any) -> StoredHead:
         """A teacher or a student, from its file or trained."""
-        ordered = list(classes.items())  # the order of classes counts
-        settings = [found.folder.name, profile.grid, profile.head, ordered, seed, shuffled, *distilled[1:]]
+        settings = [found.folder.name, profile.grid, profile.head, inputs, seed, *distilled[1:]]
         file = paths.data() / profile.name / "heads" / f"{label}-{kind}-{cache.key(settings, CODE)}.safetensors"
         with locked(file):
-            trained = load_head(file, len(classes), profile.head.widths)
-            _report(f"{kind} for {len(classes)} classes", trained is not None, file)
+            trained = load_head(file, classes, profile.head.widths)
+            _report(f"{kind} for {classes} classes", trained is not None, file)
             if trained is None:
                 with machine.timed() as cost:
                     model, history = train(bags(), profile.head, seed, *distilled, device=machine.device(), label=kind)
                 about = {"history": history.to_csv(index=False), "seconds": str(cost["seconds"])}
                 write_atomically(file, save(model.state_dict(), about))
-                trained = load_head(file, len(classes), profile.head.widths)
+                trained = load_head(file, classes, profile.head.widths)
         return trained
 
     teacher = one("teacher")

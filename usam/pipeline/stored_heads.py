@@ -21,6 +21,16 @@ class StoredHead(NamedTuple):
     seconds: float
 
 
+class Heads(NamedTuple):
+    """A teacher and its student, a table of each with one row an epoch, and the seconds that training both took."""
+
+    teacher: MaskClassifier
+    student: MaskClassifier
+    teacher_history: pd.DataFrame
+    student_history: pd.DataFrame
+    seconds: float
+
+
 def load_head(file: Path, classes: int, widths: tuple[int, int, int]) -> StoredHead | None:
     """A head with what is noted in its file, or None if there is none or it is damaged."""
     try:
