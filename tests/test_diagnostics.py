@@ -127,14 +127,19 @@ def test_each_setting_is_explained():
     assert table["meaning"].str.len().min() > 5
 
 
-def test_wholes_among_all_masks_and_among_those_that_are_kept():
+def test_wholes_among_all_masks_after_nms_alone_and_among_those_that_are_kept():
     thing = box(0, 6, 0, 6)
     one = example((0, thing, False))
-    masks = embeddings(thing, box(0, 3, 0, 3), box(7, 10, 7, 10))  # whole, part, background
-    masks.tokens[:, 0, 0] = (9, 9, 0)  # the head is sure of the first two
+    # whole, part, background, nearly the first again (whole, too, but SAM predicts a higher IoU), nothing
+    masks = embeddings(thing, box(0, 3, 0, 3), box(7, 10, 7, 10), box(0, 6, 0, 5), np.zeros((10, 10), bool))
+    masks.iou[:] = (0.8, 0.1, 0.5, 0.9, 1.0)
+    masks.tokens[:, 0, 0] = (9, 9, 0, 0, 9)  # the head is sure of the first two, and of nothing
     head = MaskClassifier(2, torch.zeros(1024), torch.ones(1024), (2, 2, 2)).eval().requires_grad_(False)
     for layer in head.layers[::2]:
         layer.weight.data = torch.eye(2, layer.in_features)
         layer.bias.data.zero_()
-    every, of_head = whole_objects(OneExample([one]), [masks], [head], InferenceConfig())
-    assert every.tolist() == [[1, 3]] and of_head.tolist() == [[1, 2]]
+    every, of_nms, of_head = whole_objects(OneExample([one]), [masks], [head], InferenceConfig())
+    assert every.tolist() == [[2, 5]] and of_nms.tolist() == [[1, 3]] and of_head.tolist() == [[1, 2]]
+    masks.iou[3] = 0.0  # now the part, which no mask overlaps by half, and the first stay
+    masks.masks[3] = embeddings(box(0, 3, 0, 6)).masks[0]  # half of the thing: goes behind it, as IoU 0.5 is enough
+    assert whole_objects(OneExample([one]), [masks], [], InferenceConfig())[1].tolist() == [[1, 3]]

@@ -32,11 +32,51 @@ def test_a_mean_of_images_has_the_interval_of_the_textbook():
     )
 
 
-def test_seeds_alone_have_students_interval():
+def test_seeds_alone_have_students_interval_and_p_value():
     """All images alike, so that only the seeds differ: as scipy says of the mean of three numbers."""
     each = np.array([0.1, 0.2, 0.6])
     found = intervals.of_mean(lambda weights: np.repeat(each[:, None], len(weights), 1), 50)
-    assert found == pytest.approx((0.3, *stats.t.interval(0.95, 2, each.mean(), stats.sem(each))))
+    assert found[:3] == pytest.approx((0.3, *stats.t.interval(0.95, 2, each.mean(), stats.sem(each))))
+    assert found.p == pytest.approx(stats.ttest_1samp(each, 0).pvalue)
+
+
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_zero_is_in_the_interval_if_and_only_if_p_is_above_five_percent(seeds):
+    """Means and noise of all kinds, so that images and seeds have all shares of the spread."""
+    rng = np.random.default_rng(seeds)
+    for _ in range(200):
+        each, noise = rng.normal(0.1, rng.random(), seeds), rng.normal(0, rng.random() / 5, 200)
+        found = intervals.around(each, each.mean() + noise, 30)
+        assert (found.low <= 0 <= found.high) == (found.p >= 0.05)
+
+
+def test_p_values_are_uniform_where_there_is_no_difference():
+    """Truth 0, seeds and images normal: a tenth of the p-values is below 0.1, and so on."""
+    rng, found = np.random.default_rng(5), []
+    for _ in range(2000):
+        error, shift = 0.3, rng.normal(0, 0.3)  # of the images: the bootstrap sees the first, the world has the second
+        each = rng.normal(0, 1, 10) + shift
+        found.append(intervals.around(each, rng.normal(each.mean(), error, 100), 200).p)
+    assert [np.mean(np.array(found) < level) for level in (0.05, 0.1, 0.5)] == pytest.approx([0.05, 0.1, 0.5], abs=0.04)
+
+
+def test_without_any_spread_zero_is_certain_or_impossible():
+    assert intervals.around(np.array([0.0, 0.0]), np.zeros(10), 5) == (0, 0, 0, 1)
+    assert intervals.around(np.array([0.2, 0.2]), np.full(10, 0.2), 5) == pytest.approx((0.2, 0.2, 0.2, 0))
+
+
+def test_what_resampling_adds_to_the_score_is_taken_off_the_interval():
+    each, noise = np.array([0.5]), np.array([-0.01, 0.01] * 500)
+    plain, biased = (intervals.around(each, 0.5 + bias + noise, 1000) for bias in (0, 0.015))
+    assert biased.value == plain.value == 0.5
+    assert (biased.low, biased.high) == pytest.approx((plain.low - 0.015, plain.high - 0.015))
+    far = intervals.around(each, 0.6 + noise, 1000)
+    assert far.low == pytest.approx(0.4 - 0.0196, abs=1e-4) and far.high == 0.5  # the value is always inside
+
+
+def test_draws_are_as_many_as_there_are_images():
+    drawn = intervals.draws(np.random.default_rng(0), 500, 40)
+    assert drawn.shape == (500, 40) and (drawn.sum(1) == 40).all() and drawn.std() == pytest.approx(1, abs=0.05)
 
 
 @pytest.mark.parametrize("noise", [0.0, 1.0, 10.0])
@@ -60,7 +100,7 @@ def test_mean_of_runs_is_the_mean_of_their_scores_and_repeats_itself():
     found = intervals.mean(runs, "miou")
     assert found.value == pytest.approx(np.mean([r.miou for r in runs])) and found.low < found.value < found.high
     assert intervals.mean(runs, "miou") == found
-    assert intervals.mean(runs, "map50") == (0.0, 0.0, 0.0)  # objects, and nothing found
+    assert intervals.mean(runs, "map50") == (0.0, 0.0, 0.0, 1.0)  # objects, and nothing found
 
 
 def test_pairs_stay_together():
@@ -96,7 +136,7 @@ def test_calibration_of_seeds_and_its_difference():
     wrong = Reliability.of([(np.full(10, 0.7), np.arange(10) < 0) for _ in range(5)])
     assert intervals.calibration([right, wrong]).value == pytest.approx(0.35)
     better = intervals.calibration([wrong, wrong], [right, right])
-    assert (better.value, better.low, better.high) == pytest.approx((0.7, 0.7, 0.7))
+    assert better == pytest.approx((0.7, 0.7, 0.7, 0))
 
 
 def test_one_image_has_no_interval():
@@ -104,8 +144,24 @@ def test_one_image_has_no_interval():
     assert np.isfinite(found.value) and np.isnan([found.low, found.high]).all() and found.brackets() == "–"
 
 
-def test_in_words():
-    assert intervals.Interval(0.123449, 0.1, 0.2).brackets() == "[10.00, 20.00]"
+@pytest.mark.parametrize(
+    "half, words, ends",
+    [(0.12345, "+45", "[33, 57]"), (0.0296, "+45", "[42, 48]"), (0.0294, "+45.1", "[42.2, 48.1]"),
+     (0.012345, "+45.1", "[43.9, 46.4]"), (0.0025, "+45.12", "[44.87, 45.37]"), (0.0002, "+45.12", "[45.10, 45.14]"), (0.0, "+45.12", "[45.12, 45.12]")],
+)  # fmt: skip
+def test_a_number_has_the_digits_that_its_spread_deserves(half, words, ends):
+    found = intervals.Interval(0.4512, 0.4512 - half, 0.4512 + half)
+    assert (found.percent("+"), found.brackets()) == (words, ends)
+
+
+def test_nothing_is_minus_zero():
+    found = intervals.Interval(-0.001, -0.302, 0.3)
+    assert found.percent("+") == "+0" and found.brackets() == "[-30, 30]"
+    assert intervals.Interval(-0.2, -0.4, -0.001).brackets() == "[-40, 0]"
+
+
+def test_without_ends_there_is_one_decimal():
+    assert intervals.Interval(0.12345, np.nan, np.nan).percent() == "12.3"
 
 
 def test_draws_without_any_object_leave_no_interval_and_no_warning(recwarn):

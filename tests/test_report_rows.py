@@ -9,13 +9,13 @@ import pytest
 from pydantic import BaseModel
 
 from usam import machine, profiles
-from usam.config import Profile
 from usam.errors import UserError
 from usam.evaluation.intervals import Interval
 from usam.evaluation.metrics import match
 from usam.evaluation.scores import Scores
 from usam.pipeline import scoring
 from usam.pipeline.records import record
+from usam.profiles import Profile
 from usam.report import claims, paper, tables
 from usam.report.claims import Run
 
@@ -29,7 +29,7 @@ def smoke(tmp_path, monkeypatch) -> Profile:
 def row_of(profile: Profile, **row) -> None:
     same = {"profile": profile.name, "dataset": "voc", "split": "test", "source": "web", "method": "U-SAM"}
     same |= {"state": scoring.state(profile), "parameters": profile.decisive()}
-    record(tables.runs_file(profile), **same | row)
+    record(tables.runs_file(profile), same | row)
 
 
 def test_rows_of_other_settings_code_and_seeds_are_not_used(smoke):
@@ -60,15 +60,15 @@ def test_no_row_names_the_notebook_that_writes_them(smoke):
 def test_damaged_runs_file_is_an_error_of_one_line(smoke):
     tables.runs_file(smoke).parent.mkdir()
     tables.runs_file(smoke).write_bytes(b"")
-    for action in (lambda: tables.read_runs(smoke), lambda: record(tables.runs_file(smoke), seed=0)):
+    for action in (lambda: tables.read_runs(smoke), lambda: record(tables.runs_file(smoke), {"seed": 0})):
         with pytest.raises(UserError, match=r"runs\.csv cannot be read .*: restore it"):
             action()
 
 
 def test_first_seed_can_be_chosen():
-    assert profiles.load("mini").seeds == (0, 1, 2)
-    assert profiles.load("mini", seed=7).seeds == (7, 0, 1)
-    assert profiles.load("mini", seed=2).seeds == (2, 0, 1)
+    assert profiles.load("study").seeds[:3] == (0, 1, 2) and len(profiles.load("study").seeds) == 10
+    assert profiles.load("study", seed=70).seeds == (70, *range(9))
+    assert profiles.load("study", seed=2).seeds == (2, 0, 1, *range(3, 10))
     assert profiles.load("mini", seed=0) == profiles.load("mini")
 
 
@@ -89,8 +89,8 @@ def test_score_table_has_the_order_of_the_runs():
     )
     table = tables.score_table(run)
     assert table.to_numpy().tolist() == [
-        ["voc", "test", "web", "U-SAM", "12.00 ± 2.83", "30.00 ± 0.00", 2],
-        ["voc", "test", "any", "oracle", "50.00", "not run", 1],
+        ["voc", "test", "web", "U-SAM", "12.0 ± 2.8", "30.00 ± 0.00", 2],
+        ["voc", "test", "any", "oracle", "50.0", "not run", 1],
     ]
 
 
@@ -108,8 +108,9 @@ def test_require_names_the_first_row_that_is_missing(smoke):
 
 def test_mean_and_deviation_as_text():
     values = pd.Series([0.10, 0.12])
-    assert tables.mean_sd(values) == "11.00 ± 1.41"
-    assert tables.mean_sd(-values[:1]) == "-10.00" and tables.mean_sd(values[:0]) == "not run"
+    assert tables.mean_sd(values) == "11.0 ± 1.4" and tables.mean_sd(10 * values) == "110 ± 14"
+    assert tables.mean_sd(values / 10) == "1.10 ± 0.14"
+    assert tables.mean_sd(-values[:1]) == "-10.0" and tables.mean_sd(values[:0]) == "not run"
 
 
 def test_beside_the_paper_stand_mean_deviation_and_interval(monkeypatch):
@@ -128,18 +129,53 @@ def test_beside_the_paper_stand_mean_deviation_and_interval(monkeypatch):
     table = tables.beside_paper(rows, run, {("U-SAM", "web"): ["scores"]})
     assert table.to_numpy().tolist() == [
         ["Leopart", "web", "6.79", "not run", "–", "–", "not run", "–", 0],
-        ["U-SAM", "web", "22.42", "42.00 ± 2.83", "[40.00, 50.00]", "45.59", "60.00 ± 0.00", "[40.00, 50.00]", 2],
+        ["U-SAM", "web", "22.42", "42.0 ± 2.8", "[40, 50]", "45.59", "60.00 ± 0.00", "[40, 50]", 2],
     ]
     assert calls == [(["scores"], "miou"), (["scores"], "map50")]
 
 
-@pytest.mark.parametrize(
-    "low, high, words",
-    [(0.01, 0.2, "holds here"), (-0.2, -0.01, "does not hold here"), (-0.1, 0.1, "cannot tell"),
-     (0.0, 0.1, "cannot tell"), (float("nan"), float("nan"), "cannot tell")],
-)  # fmt: skip
-def test_reading_of_an_effect(low, high, words):
-    assert claims.effect("mIoU", None, Interval(0.05, low, high))["reading"] == words
+def row(claim: str, here: str, p: str, on: str = "voc, web", score: str = "mIoU") -> dict[str, str]:
+    return {"claim": claim, "where": "", "on": on, "score": score, "paper": "–", "here": here, "95%": "", "p": p}
+
+
+def test_readings_follow_from_p_values_adjusted_over_the_whole_family():
+    """Five tests, by hand: p times 5 / rank, and no more than that of the next rank."""
+    p = ["0.04", "0.001", "–", "0.03", claims.AT_FLOOR, "0.5", "–", "0.0002"]
+    here = ["+1", "-2.0", "not run", "+3.00", "+4", "+5", "undefined", "+6"]
+    table = claims.read([row("a", *cells) for cells in zip(here, p, strict=True)])
+    assert table["adjusted p"].tolist() == ["0.05", "0.0025", "–", "0.05", "–", "0.5", "–", "0.001"]
+    assert table["reading"].tolist() == [
+        "cannot tell", "does not hold here", "not run", "cannot tell", claims.AT_FLOOR, "cannot tell", "cannot tell",
+        "holds here",
+    ]  # fmt: skip
+    assert claims.family(table) == (
+        "Of 5 tested comparisons, 2 are decided at a false discovery rate of 5%: 1 for the claim, and 1 against it. "
+        "Without this control, 4 would have been decided."
+    )
+
+
+def test_a_single_test_needs_no_adjustment_and_no_test_has_none():
+    table = claims.read([row("a", "+1", "0.049"), row("a", "not run", "–")])
+    assert table["adjusted p"].tolist() == ["0.049", "–"] and table["reading"].tolist() == ["holds here", "not run"]
+    assert claims.read([row("a", "not run", "–")])["reading"].tolist() == ["not run"]
+    assert claims.family(claims.read([])).startswith("Of 0 tested comparisons, 0 are decided")
+
+
+def test_one_sentence_for_each_claim():
+    table = claims.read(
+        [
+            row("good", "+1", "0.001"), row("good", "+1", "0.001", score="mAP50"),
+            row("mixed", "+1", "0.001"), row("mixed", "-1", "0.001", "coco, web"),
+            row("mixed", "-1", "0.9", "coco, web", "mAP50"), row("mixed", "+1", claims.AT_FLOOR, "voc, synthetic"),
+            row("absent", "not run", "–"),
+        ]
+    )  # fmt: skip
+    assert claims.sentences(table) == [
+        "good: holds in 2 of 2 comparisons.",
+        "mixed: holds in 1 of 4 comparisons, does not hold in 1 (coco, web: mIoU), undecided in 1 (coco, web: mAP50), "
+        "baseline at the floor in 1 (voc, synthetic: mIoU).",
+        "absent: not run in 1 of 1 comparison.",
+    ]
 
 
 def test_a_table_in_three_formats(smoke):
@@ -156,17 +192,18 @@ def test_a_table_in_three_formats(smoke):
 def test_a_table_of_other_settings_or_seeds_is_an_error(smoke):
     tables.write_table(smoke, "t", pd.DataFrame({"a": ["1"]}), "some")
     tables.read_table(smoke, "t", "06_ablation")
-    for other in smoke.changed("head.a", 3), profiles.load("smoke", seed=5):
+    for other in smoke.changed({"head.a": 3}), profiles.load("smoke", seed=5):
         with pytest.raises(UserError, match=r"t\.csv is of other settings, seeds or code: run notebook 06_ablation"):
             tables.read_table(other, "t", "06_ablation")
 
 
 def test_an_effect_in_cells():
-    gain, undefined = Interval(0.05, 0.01, 0.09), Interval(*[float("nan")] * 3)
+    gain, undefined = Interval(0.05, 0.01, 0.09, 0.012345), Interval(*[float("nan")] * 3)
     for here, cells in (
-        (gain, ["+5.00", "[1.00, 9.00]", "holds here"]),
-        (None, ["not run", "–", "cannot tell"]),
-        (undefined, ["undefined", "–", "cannot tell"]),
+        (gain, ["+5", "[1, 9]", "0.0123"]),
+        (gain._replace(low=float("nan"), high=float("nan"), p=float("nan")), ["+5.0", "–", "–"]),
+        (None, ["not run", "–", "–"]),
+        (undefined, ["undefined", "–", "–"]),
     ):
         assert list(claims.effect("mIoU", 2.3, here).values()) == ["mIoU", "+2.30", *cells]
 
@@ -201,10 +238,9 @@ def test_a_claim_compares_the_rows_of_the_paper_and_of_the_run():
     miou, map50 = claims.compare("better", "Table 1", ours, rival, PRINTED, here)
     label = {"claim": "better", "where": "Table 1", "on": "voc, web"}
     gain = 100 - 100 * (5 / 10 + 10 / 15) / 2
-    assert miou == label | dict(score="mIoU", paper="+9.00", here=f"+{gain:.2f}", reading="holds here") | {
-        "95%": f"[{gain:.2f}, {gain:.2f}]"
-    }
-    assert map50["paper"] == "–" and map50["here"] == "undefined" and map50["reading"] == "cannot tell"
+    assert float(miou.pop("p")) < 1e-9
+    assert miou == label | dict(score="mIoU", paper="+9.00", here=f"+{gain:.2f}") | {"95%": f"[{gain:.2f}, {gain:.2f}]"}
+    assert map50["paper"] == "–" and map50["here"] == "undefined" and map50["p"] == "–"
 
 
 def test_a_method_without_rows_was_not_run():
@@ -212,14 +248,28 @@ def test_a_method_without_rows_was_not_run():
     assert (miou["score"], miou["paper"], miou["here"], miou["95%"]) == ("mIoU", "+9.00", "not run", "–")
     rows = claims.compare("better", "", ours, baseline, PRINTED, {ours: [scores(10)], baseline: [scores(5)]})
     assert [row["paper"] for row in rows] == ["–", "–"] and rows[0]["here"].startswith("+")
-    assert claims.compare("better", "", ours, baseline, PRINTED, {ours: [scores(10)]}) == []
+    rows = claims.compare("better", "", ours, baseline, PRINTED, {ours: [scores(10)]})
+    assert [(row["paper"], row["here"]) for row in rows] == [("–", "not run")] * 2  # neither has it
 
 
 def test_to_beat_what_paints_nothing_is_no_reading():
     floor = Run("voc", *claims.FLOOR)
     here = {ours: [scores(10)], baseline: [scores(5)], floor: [scores(5)]}
-    assert claims.compare("better", "", ours, baseline, {}, here)[0]["reading"] == claims.AT_FLOOR
-    assert claims.compare("better", "", ours, baseline, {}, here | {floor: [scores(1)]})[0]["reading"] == "holds here"
+    assert claims.compare("better", "", ours, baseline, {}, here)[0]["p"] == claims.AT_FLOOR
+    assert claims.compare("better", "", ours, baseline, {}, here | {floor: [scores(1)]})[0]["p"] != claims.AT_FLOOR
+
+
+def test_other_training_images_of_the_second_run_are_named():
+    second = Run("voc", "ACR", "synthetic")
+    (miou,) = claims.compare("better", "", ours, second, {ours: (22.42, 45.59), second: (3.49, None)}, {})
+    assert (miou["on"], miou["paper"]) == ("voc, web against synthetic", "+18.93")
+    assert claims.compare("better", "", ours, Run("voc", "SAM+CLIP", "none"), {}, {})[0]["on"] == "voc, web"
+
+
+def test_headlines_of_the_text_are_differences_of_the_tables():
+    values = {(w, *row[:2]): row[2] for w, rows in (("voc", paper.TABLE_1), ("coco", paper.TABLE_2)) for row in rows}
+    for w, source, method, other, difference, _ in paper.HEADLINES:
+        assert values[w, "U-SAM", source] - values[w, method, other] == pytest.approx(difference)
 
 
 def test_a_claim_about_two_data_sets_resamples_each_for_itself(monkeypatch):

@@ -14,8 +14,8 @@ from usam.data.datasets import VOID, Dataset, Example
 from usam.evaluation.metrics import Reliability
 from usam.evaluation.scores import compared_masks
 from usam.method.head import MaskClassifier
-from usam.method.inference import label_masks, probabilities
-from usam.method.masks import MaskEmbeddings
+from usam.method.inference import LabelledMasks, label_masks, nms, probabilities
+from usam.method.masks import MaskEmbeddings, mask_iou, rle_iou, rle_to_masks
 
 KINDS = ("whole", "part", "mixed", "background")
 
@@ -75,10 +75,23 @@ def mask_kinds(example: Example, embeddings: MaskEmbeddings) -> np.ndarray:
     return np.select([iou.max(1) >= 0.5, on_one >= 0.8, on_any > 0.2], KINDS[:3], KINDS[3])
 
 
+def found_objects(example: Example, labelled: LabelledMasks) -> np.ndarray:
+    """Which objects are labelled correctly: (n,) bool, in the order of `example.instances`, crowds left out.
+
+    An object is if a mask of its class covers it with an IoU of at least 0.5.
+    """
+    objects = [one for one in example.instances if not one.crowd]
+    if not objects:
+        return np.zeros(0, bool)
+    same = np.array([one.label for one in objects])[:, None] == labelled.labels  # (n, masks)
+    return ((mask_iou(rle_to_masks([one.mask for one in objects]), labelled.masks) >= 0.5) & same).any(1)
+
+
 def whole_objects(
     dataset: Dataset, store: Sequence[MaskEmbeddings], heads: Sequence[MaskClassifier], config: InferenceConfig
 ) -> list[np.ndarray]:
-    """How many masks cover a whole object: first among all masks of SAM, then among those of each of `heads`.
+    """How many masks cover a whole object: among all masks of SAM, among those that NMS alone leaves, which needs no
+    head (the highest IoU that SAM itself predicts comes first), and among those of each of `heads`.
 
     Each (N, 2) int, image by image: masks that are "whole" (see `mask_kinds`), and masks.
     """
@@ -87,9 +100,17 @@ def whole_objects(
         found = store[i]
         whole = mask_kinds(dataset[i], found) == "whole"
         labelled = [label_masks(probabilities(head, found.tokens), found, config).index for head in heads]
-        return [(whole[index].sum(), len(index)) for index in (np.arange(len(whole)), *labelled)]
+        chosen = (np.arange(len(whole)), _nms_alone(found, config), *labelled)
+        return [(whole[index].sum(), len(index)) for index in chosen]
 
     return list(np.array(list(machine.over_images(one, len(dataset), "whole objects"))).swapaxes(0, 1))
+
+
+def _nms_alone(found: MaskEmbeddings, config: InferenceConfig) -> np.ndarray:
+    """Indices of the masks that NMS leaves, without a threshold and without classes."""
+    there = np.flatnonzero(rle_codec.area(found.masks) > 0)
+    iou, scores = rle_iou([found.masks[j] for j in there]), found.iou[there]
+    return there[nms(iou, scores, np.zeros(len(there), int), config.nms_iou, per_class=False)]
 
 
 def neighbour_agreement(tokens: np.ndarray, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

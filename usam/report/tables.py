@@ -10,12 +10,12 @@ import pandas as pd
 from pydantic import BaseModel
 
 from usam import machine, paths
-from usam.config import Profile
 from usam.errors import UserError
 from usam.evaluation import intervals
 from usam.evaluation.scores import Scores
 from usam.files import locked, read_csv, write_atomically
 from usam.pipeline import cache, scoring
+from usam.profiles import Profile
 from usam.report import claims
 
 PaperRow = tuple[str, str, float | None, float | None]  # see `usam.report.paper`
@@ -98,7 +98,7 @@ def over_the_first(tried: Mapping[str, Sequence[Scores]]) -> pd.DataFrame:
     for words, scores in tried.items():
         row = {"setting": words}
         for score, name in claims.SCORES.items():
-            row[name] = f"{100 * intervals.mean(scores, score).value:.2f}"
+            row[name] = intervals.mean(scores, score).percent()
             gain = {} if scores is first else claims.effect(name, None, intervals.difference(scores, first, score))
             row |= {f"{name}, difference": gain.get("here", ""), f"{name}, 95%": gain.get("95%", "")}
         rows.append(row)
@@ -106,11 +106,16 @@ def over_the_first(tried: Mapping[str, Sequence[Scores]]) -> pd.DataFrame:
 
 
 def mean_sd(values: pd.Series) -> str:
-    """Return shares as "mean ± standard deviation" in percent; a single value has no deviation, none is "not run"."""
+    """Return shares as "mean ± standard deviation" in percent, with the digits that the deviation deserves.
+
+    A single value has no deviation and one decimal; no value is "not run".
+    """
     values = values.dropna() * 100
     if values.empty:
         return "not run"
-    return f"{values.mean():.2f}" + (f" ± {values.std(ddof=1):.2f}" if len(values) > 1 else "")
+    spread = values.std(ddof=1)
+    places = intervals.decimals(spread)
+    return f"{values.mean():.{places}f}" + (f" ± {spread:.{places}f}" if len(values) > 1 else "")
 
 
 def score_table(run: pd.DataFrame) -> pd.DataFrame:
