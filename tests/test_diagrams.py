@@ -13,9 +13,9 @@ from matplotlib.transforms import Bbox
 from PIL import Image
 
 from usam import paths, profiles
-from usam.config import Profile
 from usam.method.masks import coarser, point_grid
 from usam.pipeline import stages
+from usam.profiles import Profile
 from usam.report import diagrams, figures
 
 
@@ -75,7 +75,8 @@ def test_nothing_overlaps_and_the_numbers_are_those_of_the_run(tiny: Profile, so
     stages.heads(tiny, "voc", source, 0)  # not under the filter: libraries that generate images have their own warnings
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
-        one, two = (draw(tiny, "voc", source, 0) for draw in (diagrams.problem, diagrams.architecture))
+        one = diagrams.problem(tiny, "voc", source, 0, {"the best: IoU 0.50": 1, "the worst: IoU 0.10": 0})
+        two = diagrams.architecture(tiny, "voc", source, 0, 1)
         check_layout(one)
         check_layout(two)
     assert len(arrows(one)) == 8 and len(arrows(two)) == 32
@@ -87,10 +88,11 @@ def test_nothing_overlaps_and_the_numbers_are_those_of_the_run(tiny: Profile, so
         assert str(width) in text.splitlines() and str(width) in words(one).splitlines()
     assert f"{int(example.bad.sum())} of {d}" in text and f"$k$ = {math.ceil(d / tiny.head.a)} largest" in text
     assert f"{len(stages.training_images(tiny, source).table)} training images" in words(one)
+    assert "the best: IoU 0.50" in words(one) and "the worst: IoU 0.10" in words(one)
 
 
 def test_frames_tell_what_is_frozen_trained_and_a_rule(tiny: Profile):
-    figure = diagrams.architecture(tiny, "voc", "web", 0)
+    figure = diagrams.architecture(tiny, "voc", "web", 0, 0)
     styles = {}
     for axes in figure.axes:
         style = {"-": "solid", "--": "dashed", ":": "dotted"}.get(axes.spines["left"].get_linestyle())
@@ -115,8 +117,8 @@ CHANGES = [
 def test_figure_2_follows_the_profile(tiny: Profile):
     other = tiny
     for key, value, _, _ in CHANGES:
-        other = other.changed(key, value)
-    one, two = (diagrams.architecture(p, "voc", "web", 0) for p in (tiny, other))
+        other = other.changed({key: value})
+    one, two = (diagrams.architecture(p, "voc", "web", 0, 0) for p in (tiny, other))
     for _, _, before, after in CHANGES:
         assert before in words(one) and after not in words(one)
         assert after in words(two) and before not in words(two)
@@ -124,10 +126,6 @@ def test_figure_2_follows_the_profile(tiny: Profile):
     example = diagrams._example(other, "voc", "web", 0)
     assert len(example.found.points) == len(example.prompts) == len(example.tokens) == 25
     assert (example.found.points == point_grid(example.image.shape[:2], 10)[coarser(10, 5)]).all()
-
-
-def test_test_images_have_two_classes_where_there_are_such(tiny: Profile):
-    assert sorted(diagrams._test_images(stages.dataset(tiny, "voc"), 2)) == [0, 1]  # all there are, each once
 
 
 def test_lists_of_names_fit_their_box():

@@ -5,21 +5,23 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from usam.baselines import Annotate
-from usam.config import InferenceConfig, Profile
+from usam.config import InferenceConfig
 from usam.data.class_names import SUPERCLASSES
 from usam.method import inference
 from usam.method.head import MaskClassifier
+from usam.profiles import Profile
 
 
-def regrouped(profile: Profile, class_names: Sequence[str]) -> Profile:
-    """The profile that asks for the paper's five superclasses on VOC, with images that are generated for these names.
+def regrouped(profile: Profile, class_names: Sequence[str], source: str = "synthetic") -> Profile:
+    """The profile that asks for the paper's five superclasses on VOC, with images of `source` for these names.
 
-    `profile` has VOC and a synthetic source; `class_names` are the classes that its VOC has.
+    The paper generates them: "synthetic". `profile` has VOC and this source; `class_names` are the classes that its VOC
+    has.
     """
     groups = {name: [m for m in members if m in class_names] for name, members in SUPERCLASSES.items()}
     voc = profile.datasets["voc"].model_copy(update={"groups": {k: v for k, v in groups.items() if v}})
-    sources = {"synthetic": profile.sources["synthetic"]}
-    return profile.model_copy(update={"datasets": {"voc": voc}, "sources": sources})
+    sources = {source: profile.sources[source]}
+    return profile.model_copy(update={"datasets": {"voc": voc}, "sources": sources, "pictured": source})
 
 
 def by_sums(

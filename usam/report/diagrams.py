@@ -3,6 +3,7 @@
 import itertools
 import math
 import textwrap
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,13 +16,12 @@ from matplotlib.patches import Patch
 from torch import nn
 
 from usam import machine
-from usam.config import Profile
 from usam.data import image_files
-from usam.data.datasets import VOID, Dataset
 from usam.evaluation.scores import by_head
 from usam.method import inference, losses
 from usam.method.masks import coarser
 from usam.pipeline import stages
+from usam.profiles import Profile
 from usam.registry import IMAGE_SOURCES
 from usam.report import figures
 
@@ -39,27 +39,28 @@ STYLE |= {f"figure.constrained_layout.{key}": value for key, value in LAYOUT.ite
 
 
 @plt.rc_context(STYLE)
-def problem(profile: Profile, dataset_name: str, source: str, seed: int) -> Figure:
+def problem(profile: Profile, dataset_name: str, source: str, seed: int, shown: Mapping[str, int]) -> Figure:
     """Draw Figure 1: class names, training images made from them, and test images with the masks that U-SAM labels.
 
-    Two test images of `dataset_name` are chosen without looking at scores: from evenly spaced positions of the split,
-    the next one with two or more classes. The student was trained on images of `source` with `seed`.
+    `shown` are places of test images of `dataset_name`, each under the words to be written below its masks. The student
+    was trained on images of `source` with `seed`.
     """
     names, data = stages.class_names(profile, dataset_name), stages.dataset(profile, dataset_name)
     student, store = stages.heads(profile, dataset_name, source, seed).student, stages.embeddings(profile, dataset_name)
     annotate, figure = by_head(student, profile.inference), plt.figure(figsize=(13, 4))
-    lanes = [["names", "made", f"image {i}", f"masks {i}", "head", f"labelled {i}"] for i in range(2)]
+    lanes = [["names", "made", f"image {i}", f"masks {i}", "head", f"labelled {i}"] for i in range(len(shown))]
     part = figure.subplot_mosaic(lanes, width_ratios=(1.5, 3.1, 1.7, 1.7, 1.3, 1.7))
     _box(part["names"], _listed(names, 20, 15), PLAIN, f"the user's input:\n$C$ = {len(names)} class names")
     _training_sheet(part["made"], profile, names, source)
     _head(part["head"], student, TRAINED, "head $θ^s$\n(trained)")
-    for i, chosen in enumerate(_test_images(data, 2)):
+    for i, (words, chosen) in enumerate(shown.items()):
         image, found = data.image(chosen), store[chosen]
         titles = ("",) * 3 if i else ("the user's images", "SAM's masks\n(frozen)", "masks with class names")
         _image(part[f"image {i}"], image, titles[0])
         _image(part[f"masks {i}"], figures.sam_masks(image, found), titles[1], FROZEN)
         figures.annotate(part[f"labelled {i}"], image, annotate(data[chosen], found).semantic_map(), names)
         _decorate(part[f"labelled {i}"], titles[2])
+        part[f"labelled {i}"].set_xlabel(words)
         _arrows(part, f"image {i}", f"masks {i}", "head", f"labelled {i}")
     _arrows(part, "names", "made")
     _training_arrow(part["made"], part["head"], 0.03)
@@ -67,18 +68,18 @@ def problem(profile: Profile, dataset_name: str, source: str, seed: int) -> Figu
 
 
 @plt.rc_context(STYLE)
-def architecture(profile: Profile, dataset_name: str, source: str, seed: int) -> Figure:
+def architecture(profile: Profile, dataset_name: str, source: str, seed: int, shown: int) -> Figure:
     """Draw Figure 2: training by Eqs. (1) and (2), distillation by Eq. (3), and inference, with the tensors of a run.
 
-    The training image is the first of `source` whose class is one of `dataset_name`; the test image is the first one in
-    `problem`. Row 1 shows the teacher after its training. The heads were trained with `seed`.
+    The training image is the first of `source` whose class is one of `dataset_name`; `shown` is the place of the test
+    image. Row 1 shows the teacher after its training. The heads were trained with `seed`.
     """
     example = _example(profile, dataset_name, source, seed)
     figure = plt.figure(figsize=(13, 9.8))
     rows = figure.subfigures(3, 1, height_ratios=(3.6, 3.1, 2.1))
     _training(rows[0], profile, source, example)
     _distillation(rows[1], profile, example)
-    _inference(rows[2], profile, dataset_name, example)
+    _inference(rows[2], profile, dataset_name, example, shown)
     frames = [Patch(fill=False, **style) for style in KINDS.values()]
     figure.legend(frames, KINDS, loc="outside lower left", ncols=3, frameon=False, handlelength=3, handleheight=1.4)
     return figure
@@ -166,7 +167,7 @@ def _distillation(row: SubFigure, profile: Profile, x: SimpleNamespace) -> None:
     part["bad"].scatter(*x.found.points[rows].T, s=5, color="black", marker="x", linewidth=0.9)
     _heatmap(part["logits"], x.student, "logits $o_i^s$", ": ")
     uncertain, mil = "\\mathcal{L}_{uncertainty}", "\\mathcal{L}_{MIL}"
-    value = float(losses.uncertainty_loss(x.student[None], x.bad[None], config.reduction))
+    value = float(losses.uncertainty_loss(x.student[None], x.bad[None], config.reduction, config.mask_reduction))
     total = "Σ_j" if config.reduction == "sum" else "(1/C)\\ Σ_j"
     text = f"Eq. (3)\n\n${uncertain} = -{total}\\ \\log\\ p^{{s,j}}$\nmean over $B_i$, here {value:.2f}\n\n"
     text += f"${mil}$ of $o_i^s$ as in row 1\n\n$\\mathcal{{L}}_s$ = $λ_1$ ${mil}$ + $λ_2$ ${uncertain}$\n"
@@ -176,14 +177,13 @@ def _distillation(row: SubFigure, profile: Profile, x: SimpleNamespace) -> None:
     _training_arrow(part["loss"], part["student"], -0.015)
 
 
-def _inference(row: SubFigure, profile: Profile, dataset_name: str, x: SimpleNamespace) -> None:
+def _inference(row: SubFigure, profile: Profile, dataset_name: str, x: SimpleNamespace, shown: int) -> None:
     """Draw row 3: a test image, SAM's masks, the student's scores, and the labelled masks that remain."""
     row.suptitle("3  Inference: any image, no label", **HEADING)
     names = ["image", "SAM", "masks", "tokens", "student", "scores", "rule", "labelled"]
     part = row.subplot_mosaic([names], width_ratios=(1.5, 1.1, 1.5, 1.1, 1.3, 1.1, 1.4, 1.5))
     data, config = stages.dataset(profile, dataset_name), profile.inference
-    chosen = _test_images(data, 1)[0]
-    image, found = data.image(chosen), stages.embeddings(profile, dataset_name)[chosen]
+    image, found = data.image(shown), stages.embeddings(profile, dataset_name)[shown]
     p = inference.probabilities(x.heads.student, found.tokens)
     labelled, above = inference.label_masks(p, found, config), int((p.max(1) >= config.score_threshold).sum())
     _image(part["image"], image, "the user's image")
@@ -215,15 +215,6 @@ def _training_sheet(part: Axes, profile: Profile, names: list[str], source: str)
         place = (n % across * width, 1 - (n // across + 1) * height, 0.95 * width, height - 0.07)
         image = image_files.read(made.folder / table.loc[name, "first"])
         _image(part.inset_axes(place, anchor="N"), image, _cut(name, 14))
-
-
-def _test_images(data: Dataset, count: int) -> list[int]:
-    """Choose `count` images: from evenly spaced positions on, the next one with two classes, if there is one."""
-    chosen: list[int] = []
-    for start in np.arange(count) * len(data) // count:
-        free = [i for i in np.roll(np.arange(len(data)), -start).tolist() if i not in chosen]
-        chosen.append(next((i for i in free if len(set(np.unique(data[i].semantic)) - {0, VOID}) > 1), free[0]))
-    return chosen
 
 
 def _decorate(part: Axes, title: str, style: dict[str, Any] = PLAIN, below: bool = False) -> None:

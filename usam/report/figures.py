@@ -1,7 +1,7 @@
 """Figures of the notebooks: images, masks, labels and curves. Each saved figure names the world it comes from."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import cv2
@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from usam import machine, paths
-from usam.config import Profile
 from usam.files import write_atomically
 from usam.method.masks import MaskEmbeddings, rle_to_masks, to_image_size
+from usam.profiles import Profile
 
 BLUE, ORANGE, GREEN, RED, PURPLE = (sns.color_palette("colorblind")[i] for i in (0, 1, 2, 3, 4))
 
@@ -32,11 +32,22 @@ def style() -> None:
 def class_colors(count: int) -> np.ndarray:
     """Return (count, 3) float RGB: evenly spaced hues, every other one darker so that neighbours differ in lightness.
 
-    Nobody can tell twenty colours apart: `annotate` writes the class names as well.
+    Nobody can tell twenty colours apart: where few classes are present, use `present_colors`.
     """
     hues = np.array(sns.husl_palette(count, l=0.65, s=0.95))
     hues[1::2] *= 0.6
     return hues
+
+
+def present_colors(*values: np.ndarray) -> dict[int, np.ndarray]:
+    """Return a colour, (3,) float RGB, for each class that is present in any of some semantic maps of an image.
+
+    The maps hold 0 for background, j + 1 for class j and 255 for void; only the classes get colours. Nine are
+    colour-blind safe; further classes get darker ones.
+    """
+    present = sorted(set(np.concatenate([np.unique(some) for some in values]).tolist()) - {0, 255})
+    palette = [color for color in np.array(sns.color_palette("colorblind")) if np.ptp(color) > 0]  # without the grey
+    return {j: palette[n % len(palette)] * 0.55 ** (n // len(palette)) for n, j in enumerate(present)}
 
 
 def overlay(image: np.ndarray, masks: Sequence[np.ndarray], colors: np.ndarray, alpha: float = 0.55) -> np.ndarray:
@@ -71,17 +82,48 @@ def sam_masks(
     return overlay(image, masks[order], colors[order], alpha)
 
 
-def annotate(axes: Axes, image: np.ndarray, semantic: np.ndarray, class_names: Sequence[str], title: str = "") -> None:
-    """Draw an image and its (H, W) semantic map (0 background, j + 1 class j, 255 void) with the class names."""
-    colors = class_colors(len(class_names))
-    present = [j for j in np.unique(semantic) if j not in (0, 255)]
+def annotate(
+    axes: Axes,
+    image: np.ndarray,
+    semantic: np.ndarray,
+    class_names: Sequence[str],
+    title: str = "",
+    colors: Mapping[int, np.ndarray] | None = None,
+) -> None:
+    """Draw an image and its (H, W) semantic map (0 background, j + 1 class j, 255 void) with the class names.
+
+    `colors` are those of `present_colors` for several maps beside each other; by default, for this map alone.
+    """
+    colors = present_colors(semantic) if colors is None else colors
+    present = [int(j) for j in np.unique(semantic) if j not in (0, 255)]
     masks = [semantic == j for j in present]
-    show(axes, overlay(image, masks, colors[[j - 1 for j in present]]) if present else image, title)
-    for j, mask in zip(present, masks, strict=True):
-        x, y = middle(mask)
-        box = {"facecolor": "black", "alpha": 0.6, "pad": 1, "edgecolor": "none"}
-        side = ("left", "center", "right")[int(np.digitize(x / mask.shape[1], (0.15, 0.85)))]  # text stays on the image
-        axes.text(x, y, class_names[j - 1], color="white", fontsize=7, ha=side, va="center", bbox=box, clip_on=True)
+    show(axes, overlay(image, masks, np.array([colors[j] for j in present])) if present else image, title)
+    write_on(axes, semantic.shape, [middle(mask) for mask in masks], [class_names[j - 1] for j in present])
+
+
+def write_on(axes: Axes, shape: tuple[int, int], places: Sequence[tuple[float, float]], texts: Sequence[str]) -> None:
+    """Write texts at (x, y) places of an image of an (H, W) shape, moved up or down where they would hide each other.
+
+    Their sizes are estimated from that of the axes as they are now.
+    """
+    (height, width), frame = shape, axes.get_window_extent()
+    points = 72 / axes.figure.dpi * min(frame.width / width, frame.height / height)  # of one of the image's pixels
+    line, letter = 12 / points, 4.2 / points
+    box = {"facecolor": "black", "alpha": 0.6, "pad": 1, "edgecolor": "none"}
+    taken: list[tuple[float, float, float]] = []
+    for (x, y), text in sorted(zip(places, texts, strict=True), key=lambda one: one[0][1]):
+        half = min((len(text) / 2 + 0.5) * letter, width / 2)  # of the text's width
+        x, y = np.clip(x, half, width - half), np.clip(y, line / 2, max(height - line / 2, line / 2))
+        moves = sorted(np.arange(-8, 9) * line / 2, key=abs)
+        free = (
+            y + move
+            for move in moves
+            if 0 <= y + move <= height
+            and not any(abs(x - a) < half + b and abs(y + move - c) < line for a, b, c in taken)
+        )
+        y = next(free, y)
+        taken.append((x, half, y))
+        axes.text(x, y, text, color="white", fontsize=7, ha="center", va="center", bbox=box, clip_on=True)
 
 
 def middle(mask: np.ndarray) -> tuple[int, int]:
@@ -141,8 +183,8 @@ def sheet(images: Sequence[np.ndarray], titles: Sequence[str], columns: int, hea
     for axis, image, title in zip(axes.flat, images, titles, strict=False):
         show(axis, image)
         axis.set_title(title, fontsize=7, pad=2)
-    figure.suptitle(heading, y=1.0, va="bottom")  # above the cells, however many rows there are
     figure.tight_layout()
+    figure.suptitle(heading, y=1.0, va="bottom")  # above the cells, however many rows there are
     return figure
 
 

@@ -23,9 +23,9 @@ from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
 from usam import paths
-from usam.config import Profile
 from usam.errors import UserError
 from usam.files import read_csv, write_atomically
+from usam.profiles import Profile
 from usam.report import tables
 
 # The first of these that an output has is shown; nbconvert's own list starts with widgets and scripts.
