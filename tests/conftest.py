@@ -9,7 +9,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from miniature.training.clip import tokenizer
 from usam import profiles
-from usam.config import Profile
+from usam.profiles import Profile
 
 
 @pytest.fixture

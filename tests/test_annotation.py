@@ -20,11 +20,11 @@ from usam import paths, profiles
 from usam.annotation import export, inputs
 from usam.annotation.annotate import NOTHING, annotate
 from usam.annotation.inputs import RECORDS, find, gathered_names
-from usam.config import Profile
 from usam.errors import UserError
 from usam.method import inference, sam
 from usam.method.masks import rle_to_masks
 from usam.pipeline import embedding_store, stages
+from usam.profiles import Profile
 
 CLASSES = ["car", "dog"]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from usam import paths
-from usam.config import Profile
 from usam.pipeline import cache, scoring, stages
+from usam.profiles import Profile
 
 
 @pytest.fixture

@@ -79,6 +79,12 @@ def test_uncertainty_sum_and_mean_differ_by_the_number_of_classes(classes):
     torch.testing.assert_close(uncertainty_loss(logits, bad), classes * uncertainty_loss(logits, bad, "mean"))
 
 
+def test_uncertainty_over_bad_masks_may_be_a_sum():
+    logits, bad = torch.randn(2, 5, 3), torch.tensor([[1, 1, 0, 0, 1], [0, 0, 0, 0, 0]]).bool()
+    mean = uncertainty_loss(logits, bad)
+    assert uncertainty_loss(logits, bad, mask_reduction="sum") == pytest.approx(3 * float(mean))
+
+
 @pytest.mark.parametrize("classes", [2, 5, 20])
 def test_uncertainty_loss_is_smallest_where_the_student_has_no_idea(classes):
     everything = torch.ones(1, 1, dtype=torch.bool)

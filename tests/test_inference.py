@@ -8,9 +8,10 @@ import torch
 from torchvision.ops import batched_nms
 from torchvision.ops import nms as box_nms
 
+from usam.annotation.export import expected_error
 from usam.config import InferenceConfig
 from usam.method.head import MaskClassifier
-from usam.method.inference import LabelledMasks, choose, expected_error, label_masks, nms, probabilities
+from usam.method.inference import LabelledMasks, choose, label_masks, nms, probabilities
 from usam.method.masks import MaskEmbeddings, mask_iou, masks_to_rle, rle_iou
 
 # Four masks: 0 and 1 overlap by 0.6, 1 and 2 by 0.5, 0 and 2 not at all, 3 is alone.

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from usam import cli, paths
-from usam.baselines.sam_clip import VIEWS
+from usam.pipeline.choice import CHOSEN
+from usam.report import tables
 
 NOTEBOOKS = sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
 
@@ -62,8 +63,18 @@ PAPER_TABLES = ("table_1", "table_2", "table_3_voc", "table_3_coco", "table_4_vo
 
 def test_all_run_and_leave_tables_figures_and_rows(smoke):
     assert [p.name for p in sorted((smoke / "notebooks").iterdir())] == [p.name for p in NOTEBOOKS]
-    others = {"ceilings", "claims", "clip_views", "gains", "calibration", "sweeps", "granularity", "beyond_the_paper"}
-    tables = {*PAPER_TABLES, *others}
+    others = {
+        "ceilings",
+        "claims",
+        "clip_views",
+        "gains",
+        "calibration",
+        "sweeps",
+        "search",
+        "granularity",
+        "beyond_the_paper",
+    }
+    tables = {*PAPER_TABLES, *others, "beyond_the_paper"}
     assert {f"{name}.{ending}" for name in tables for ending in ("csv", "md", "tex")} <= {
         p.name for p in (smoke / "tables").iterdir()
     }
@@ -82,7 +93,7 @@ def test_rows_say_how_to_repeat_them(smoke):
     scored = rows[rows["miou"].notna()]
     assert scored[["seconds", "peak_gib", "map50"]].notna().all(axis=None)
     assert scored["miou"].between(0, 1).all() and scored["map50"].between(0, 1).all()
-    untrained = {"all background", "our masks + true labels", *(view.method for view in VIEWS)}
+    untrained = {"all background", "our masks + true labels", "SAM+CLIP", "SAM+CLIP" + CHOSEN}
     assert set(scored.loc[scored["seed"].isna(), "method"]) == untrained  # nothing trained, no seed
     assert {"U-SAM", "MIL only", "shuffled labels", "shuffled labels, teacher at threshold 0"} <= set(rows["method"])
     same = rows[(rows["dataset"] == "voc") & (rows["split"] == "test") & (rows["source"] == "web")]
@@ -103,9 +114,7 @@ def test_every_number_of_a_table_is_found_in_the_rows(smoke, name):
         same = rows[(rows["method"] == line["method"]) & (rows["source"] == line["training images"])]
         assert len(same) == int(line["seeds"]) and same["commit"].nunique() == 1
         for column, printed in (("miou", line["mIoU here"]), ("map50", line["mAP50 here"])):
-            values = 100 * same[column]
-            spread = f" ± {values.std():.2f}" if len(values) > 1 else ""
-            assert printed == f"{values.mean():.2f}{spread}"
+            assert printed == tables.mean_sd(same[column])
 
 
 def test_steps_wholes_and_calibration_are_found_in_the_rows(smoke):
@@ -115,7 +124,7 @@ def test_steps_wholes_and_calibration_are_found_in_the_rows(smoke):
         method = f"calibration of {line['head']}, {line['masks']} masks"
         same = rows[(rows["dataset"] == line["data set"]) & (rows["source"] == line["training images"])]
         same = same[same["method"] == method]
-        assert line["ECE"] == f"{100 * same['ece'].mean():.2f} ± {100 * same['ece'].std():.2f}"
+        assert line["ECE"] == tables.mean_sd(same["ece"])
 
 
 def test_own_images_through_papermill(smoke, tmp_path):

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image, PngImagePlugin
 
 from usam import paths, profiles
-from usam.config import Profile
 from usam.errors import UserError
+from usam.profiles import Profile
 from usam.report import html_report
 
 FORMULA = r"$$s_i^j = \max_{\substack{l \le k}} o_l \tag{1}$$"

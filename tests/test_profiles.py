@@ -8,8 +8,8 @@ import yaml
 from pydantic import ValidationError
 
 from usam import machine, paths, profiles
-from usam.config import Profile
 from usam.errors import UserError
+from usam.profiles import Profile
 
 SMOKE = yaml.safe_load((paths.PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
 
@@ -161,6 +161,13 @@ def test_seeds_that_cannot_be_used(tmp_path):
 def test_choices_are_not_made_on_the_test_split(tmp_path):
     write(tmp_path, changed("datasets.voc.validation", SMOKE["datasets"]["voc"]["split"]))
     assert "datasets.voc" in message(tmp_path) and "choices must not be made on test images" in message(tmp_path)
+
+
+def test_nothing_is_trained_on_the_test_split(tmp_path):
+    write(tmp_path, changed("datasets.voc.train", SMOKE["datasets"]["voc"]["split"]))
+    assert "datasets.voc" in message(tmp_path) and "nothing must be trained on test images" in message(tmp_path)
+    write(tmp_path, changed("datasets.voc.train", SMOKE["datasets"]["voc"]["validation"]))
+    assert load(tmp_path).datasets["voc"].train == "val"
 
 
 @pytest.mark.parametrize(

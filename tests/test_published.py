@@ -22,13 +22,13 @@ import torch
 from PIL import Image
 
 from usam import paths, profiles
-from usam.config import Profile
 from usam.data import published
 from usam.data.published import Published
 from usam.data.voc import VocDataset
 from usam.errors import UserError
 from usam.method import sam
 from usam.pipeline import stages
+from usam.profiles import Profile
 
 NAME = "checkpoints/sam_vit_b_01ec64.pth"
 

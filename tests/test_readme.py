@@ -33,7 +33,7 @@ def test_scores_are_those_of_the_committed_tables():
             assert line in block or (row["method"] == "U-SAM" and name.startswith("table_4"))
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/performance.md"])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/performance.md", "docs/statistics.md"])
 def test_links_lead_to_files_and_headings(page):
     folder, text = (paths.ROOT / page).parent, (paths.ROOT / page).read_text(encoding="utf-8")
     links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if not link.startswith("http")]

@@ -91,13 +91,13 @@ def table(file: Path) -> pd.DataFrame:
 
 def test_record_appends_other_runs_and_replaces_the_same(tmp_path):
     file = tmp_path / "results" / "runs.csv"
-    record(file, **RUN, miou=0.1)
+    record(file, RUN | {"miou": 0.1})
     others = ({"seed": 1}, {"parameters": {"a": 9}}, {"method": "teacher"}, {"split": "val"}, {"dataset": "coco"})
     for k, other in enumerate(others, 2):
-        record(file, **RUN | other, miou=k / 10)
+        record(file, RUN | other | {"miou": k / 10})
     assert table(file)["miou"].tolist() == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6]
-    record(file, **RUN, miou=0.9)
-    record(file, **RUN | {"parameters": {"a": 9}}, miou=0.8)
+    record(file, RUN | {"miou": 0.9})
+    record(file, RUN | {"parameters": {"a": 9}} | {"miou": 0.8})
     assert table(file)["miou"].tolist() == [0.2, 0.4, 0.5, 0.6, 0.9, 0.8]
     row = table(file).iloc[4]
     assert row["parameters"] == '{"a": 10}' and "torch" in row["versions"] and "cores" in row["hardware"]
@@ -109,18 +109,18 @@ def test_record_knows_runs_without_a_split(tmp_path, missing):
     file = tmp_path / "runs.csv"
     training = {k: v for k, v in RUN.items() if k != "split"}
     for seconds in (1.0, 2.0):
-        record(file, **training | missing, seconds=seconds)
-    record(file, **training, seconds=3.0)  # the column left out says the same
-    record(file, **RUN, seconds=4.0)
+        record(file, training | missing | {"seconds": seconds})
+    record(file, training | {"seconds": 3.0})  # the column left out says the same
+    record(file, RUN | {"seconds": 4.0})
     assert table(file)["seconds"].tolist() == [3.0, 4.0]
 
 
 def test_record_keeps_what_older_rows_say(tmp_path):
     file = tmp_path / "runs.csv"
     value = 0.1 + 0.2  # 0.30000000000000004
-    record(file, **RUN, miou=value, images=200)
+    record(file, RUN | {"miou": value, "images": 200})
     for seed in range(1, 4):
-        record(file, **RUN | {"seed": seed}, ap=0.5)  # rows with other columns
+        record(file, RUN | {"seed": seed} | {"ap": 0.5})  # rows with other columns
     first = file.read_text().splitlines()[1]
     assert repr(value) in first and ",200," in first  # neither rounded nor turned into 200.0
     assert table(file)["ap"].isna().tolist() == [True, False, False, False]
@@ -130,7 +130,7 @@ def test_record_keeps_what_older_rows_say(tmp_path):
 def test_record_from_several_threads_or_processes_loses_nothing(tmp_path, pool):
     file = tmp_path / "runs.csv"
     with pool:
-        for done in [pool.submit(record, file, **RUN | {"seed": k}) for k in range(12)]:
+        for done in [pool.submit(record, file, RUN | {"seed": k}) for k in range(12)]:
             done.result()
     assert sorted(table(file)["seed"]) == list(range(12))
 

@@ -8,13 +8,14 @@ import pytest
 from PIL import Image
 
 from usam import paths
-from usam.config import DataConfig, Profile
+from usam.config import DataConfig
 from usam.data.datasets import Example, Instance
 from usam.errors import UserError
 from usam.method.inference import LabelledMasks
 from usam.method.masks import masks_to_rle
 from usam.pipeline import scoring, stages
 from usam.pipeline.methods import Ready
+from usam.profiles import Profile
 from usam.registry import DATASET_READERS, METHODS, Registry
 
 

@@ -42,7 +42,7 @@ def test_both_kinds_of_checkpoint_load(tmp_path, weights):
 def test_missing_checkpoint(tmp_path):
     (tmp_path / "folder.pth").mkdir()
     for name in ("none.pth", "folder.pth"):
-        profile = profiles.load("smoke").changed("sam.checkpoint", str(tmp_path / name))
+        profile = profiles.load("smoke").changed({"sam.checkpoint": str(tmp_path / name)})
         with pytest.raises(UserError, match=f"{name} is missing: put the file there"):
             stages.find_checkpoint(profile)
 

@@ -6,11 +6,12 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from scipy.ndimage import gaussian_filter
 from transformers import CLIPModel, CLIPProcessor
 
 from miniature.training.pictures import picture
-from usam.baselines.sam_clip import PAPER, VIEWS, ClipLabeller, View, by_clip
+from usam.baselines.sam_clip import ClipLabeller, by_clip
 from usam.config import ClipConfig, InferenceConfig
 from usam.errors import UserError
 from usam.method.masks import MaskEmbeddings, masks_to_rle
@@ -23,13 +24,17 @@ MASK[1:4, 2:8] = True
 MASK[2, 3] = False
 
 
-def labeller(view: View = PAPER, **settings) -> ClipLabeller:
-    return ClipLabeller(ClipConfig(model=FOLDER, **{"precision": "float32"} | settings), NAMES, view)
+VIEWS = [{"fill": fill, "crop": crop} for fill in ("black", "mean", "blur", "none") for crop in (False, True)]
+VIEWS.remove({"fill": "none", "crop": False})  # the same for every mask
 
 
-def seen(view: View) -> np.ndarray:
+def labeller(**settings) -> ClipLabeller:
+    return ClipLabeller(ClipConfig(model=FOLDER, **{"precision": "float32"} | settings), NAMES)
+
+
+def seen(**view) -> np.ndarray:
     """What CLIP sees of MASK."""
-    one = labeller(view)
+    one = labeller(**view)
     return one.picture(IMAGE, MASK, one.background(IMAGE))
 
 
@@ -37,7 +42,7 @@ def seen(view: View) -> np.ndarray:
 
 
 def test_the_papers_picture_is_the_image_times_the_mask():
-    square = seen(View())
+    square = seen()
     assert square.shape == (10, 10, 3) and square.dtype == np.uint8
     np.testing.assert_array_equal(square[2:8], IMAGE * MASK[..., None])  # two rows above and below make it square
     assert not square[:2].any() and not square[8:].any()
@@ -45,33 +50,33 @@ def test_the_papers_picture_is_the_image_times_the_mask():
 
 def test_other_fills():
     mean = [round(255 * m) for m in CLIPProcessor.from_pretrained(FOLDER).image_processor.image_mean]
-    square = seen(View("mean"))
+    square = seen(fill="mean")
     assert (square[2:8][~MASK] == mean).all() and (square[0] == mean).all()
     np.testing.assert_array_equal(square[2:8][MASK], IMAGE[MASK])
-    square = seen(View("blur"))
+    square = seen(fill="blur")
     np.testing.assert_array_equal(square[2:8][MASK], IMAGE[MASK])
     blurred = gaussian_filter(IMAGE.astype(float), (1, 1, 0), mode="mirror")  # a tenth of 10 pixels
     assert np.abs(square[2:8][~MASK] - blurred[~MASK]).max() < 4  # OpenCV's ends earlier, and rounds
 
 
 def test_cut_to_the_box():
-    square = seen(View(crop=True))  # the box is 3 x 6
+    square = seen(crop=True)  # the box is 3 x 6
     assert square.shape == (6, 6, 3)
     np.testing.assert_array_equal(square[1:4], (IMAGE * MASK[..., None])[1:4, 2:8])
-    np.testing.assert_array_equal(seen(View("none", crop=True))[1:4], IMAGE[1:4, 2:8])
+    np.testing.assert_array_equal(seen(fill="none", crop=True)[1:4], IMAGE[1:4, 2:8])
 
 
-def test_views_have_names_of_their_own():
-    assert View().method == "SAM+CLIP" and View("mean", crop=True).method == "SAM+CLIP (mean, cropped)"
-    assert len({view.method for view in VIEWS}) == len(VIEWS) == 7
+def test_the_whole_image_as_it_is_would_be_the_same_for_every_mask():
+    with pytest.raises(ValidationError, match="fill: none needs crop: true"):
+        labeller(fill="none")
 
 
 # -- what CLIP says -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("view", VIEWS, ids=lambda view: view.method)
+@pytest.mark.parametrize("view", VIEWS, ids=str)
 def test_probabilities_are_those_of_transformers(view):
-    ours = labeller(view)
+    ours = labeller(**view)
     image, _ = picture("scene", "val", "clip baseline", 3)
     masks = np.random.default_rng(1).random((5, *image.shape[:2])) < 0.9
     masks[:, :20] = False
@@ -81,7 +86,7 @@ def test_probabilities_are_those_of_transformers(view):
     with torch.no_grad():
         theirs = model(**inputs).logits_per_image.softmax(1).numpy()
     np.testing.assert_allclose(ours.probabilities(image, masks), theirs, atol=1e-5)
-    half = labeller(view, precision="bfloat16").probabilities(image, masks)
+    half = labeller(**view, precision="bfloat16").probabilities(image, masks)
     np.testing.assert_allclose(half, theirs, atol=0.05)
 
 
@@ -111,7 +116,7 @@ class Known(ClipLabeller):
     """A CLIP whose similarities to three prompts are given, mask by mask; its temperature is 10."""
 
     def __init__(self, similarities: list[list[float]]):
-        self.config, self.view = ClipConfig(model=FOLDER), View()
+        self.config = ClipConfig(model=FOLDER)
         self.device, self.texts, self.empty = torch.device("cpu"), torch.eye(3, 4), np.zeros(3, np.uint8)
         # unit vectors with these cosines to the three prompts; the fourth number makes their length 1
         seen = torch.tensor([[*row, math.sqrt(1 - sum(c * c for c in row))] for row in similarities])

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from usam import paths
-from usam.config import Profile
 from usam.errors import UserError
 from usam.pipeline import scoring, stages
+from usam.profiles import Profile
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def test_painting_nothing_is_right_about_the_background_alone(tiny, results):
 
 
 def test_other_settings_seeds_and_splits_have_scores_of_their_own(tiny, results):
-    stricter = tiny.changed("inference.score_threshold", 1.0)
+    stricter = tiny.changed({"inference.score_threshold": 1.0})
     for profile, seed, split in (tiny, 0, None), (tiny, 1, None), (tiny, 0, "val"), (stricter, 0, None):
         scoring.score(profile, "voc", "web", seed, split=split)
     assert len(pd.read_csv(results)) == len(list(paths.data().glob("smoke/scores/*.npz"))) == 4

@@ -10,7 +10,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from usam import paths, profiles
-from usam.config import Profile, SourceConfig
+from usam.config import SourceConfig
 from usam.data import crawl, generate, huggingface, image_files, published
 from usam.data.class_names import prompt
 from usam.data.generate import image_seed
@@ -19,6 +19,7 @@ from usam.errors import UserError
 from usam.files import read_csv
 from usam.pipeline import scoring, stages
 from usam.pipeline.training_images import collect, source_key
+from usam.profiles import Profile
 from usam.registry import IMAGE_SOURCES
 
 

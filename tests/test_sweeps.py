@@ -15,13 +15,12 @@ from usam.report import tables
 def test_a_sweep_scores_each_value_with_all_seeds(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("USAM_RESULTS", str(tmp_path / "results"))
     table = sweeps.sweep(tiny, "voc", "web", "val", "inference.nms_iou", [0.5, 0.3, 0.3])
-    assert table[["value", "default", "score"]].to_numpy().tolist() == [
-        ["0.3", False, "miou"], ["0.3", False, "map50"], ["0.5", True, "miou"], ["0.5", True, "map50"],
-    ]  # fmt: skip
+    wanted = [[v, v == "0.5", score] for v in ("0.3", "0.5") for score in ("miou", "miou_objects", "map50")]
+    assert table[["value", "default", "score"]].to_numpy().tolist() == wanted
     rows = pd.read_csv(paths.results("smoke") / "runs.csv")
     assert len(rows) == 4 and set(rows["seed"]) == {0, 1} and set(rows["split"]) == {"val"}
     own = [scoring.score(tiny, "voc", "web", k, split="val").miou for k in tiny.seeds]
-    assert table.loc[2, "mean"] == pytest.approx(sum(own) / 2)
+    assert table.loc[3, "mean"] == pytest.approx(sum(own) / 2)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +35,7 @@ def test_a_sweep_scores_each_value_with_all_seeds(tiny, tmp_path, monkeypatch):
 )
 def test_the_profile_s_own_value_is_among_them_once(tiny, monkeypatch, key, values, order, own):
     monkeypatch.setattr(sweeps, "_score", lambda _profile, changed, *_rest: changed)
+    monkeypatch.setattr(sweeps, "_of_inference", lambda tried, *_rest: tried)
     monkeypatch.setattr(sweeps.intervals, "mean", lambda *_: (0.5, 0.4, 0.6))
     table = sweeps.sweep(tiny, "voc", "web", "val", key, values).query("score == 'miou'")
     assert table["value"].tolist() == order and table.loc[table["default"], "value"].tolist() == [own]
@@ -48,9 +48,7 @@ def test_another_mask_of_sam_keeps_the_head(tiny, tmp_path, monkeypatch):
     taken = []
     monkeypatch.setattr(sam.Extractor, "prepare", counted(sam.Extractor.prepare, taken))
     table = sweeps.sweep(tiny, "voc", "web", "val", "sam.mask_choice", ["single"])
-    assert (
-        table["default"].tolist() == [False, False, True, True] and sorted(paths.data().glob("smoke/heads/*")) == heads
-    )
+    assert table["default"].tolist() == [False] * 3 + [True] * 3 and sorted(paths.data().glob("smoke/heads/*")) == heads
     assert len(taken) == 1  # the one validation image, and no training image
 
 

@@ -61,6 +61,20 @@ def test_teacher_finds_the_mask_that_matters():
     assert (scores.argmax(1) == fresh.labels.argmax(1)).float().mean() > 0.9  # learnt, not learnt by heart
 
 
+def test_teacher_learns_from_images_with_several_labels():
+    """Two of three classes an image, each on one mask: which mask has which class is to be found out."""
+    rng = np.random.default_rng(0)
+    pairs = np.array([[0, 1], [1, 2], [2, 0]])[np.arange(90) % 3]
+    tokens = rng.normal(0, 1, (90, MASKS, DIM))
+    places = rng.permuted(np.tile(np.arange(MASKS), (90, 1)), axis=1)[:, :2]  # of the two masks
+    for column in (0, 1):
+        tokens[np.arange(90), places[:, column]] += 6 * np.eye(CLASSES, DIM)[pairs[:, column]]
+    teacher, _ = train(in_memory(tokens.astype(np.float16), torch.eye(CLASSES)[pairs].sum(1)), HEAD, seed=0)
+    alone = rng.normal(0, 1, (CLASSES, 20, DIM)) + 6 * np.eye(CLASSES, DIM)[:, None]
+    named = teacher(torch.from_numpy(alone).float()).argmax(-1)  # (C, 20)
+    assert (named == torch.arange(CLASSES)[:, None]).float().mean() > 0.9
+
+
 def test_seed_decides_everything():
     one, history = train(bags(), SHORT, seed=3)
     torch.rand(7)  # what was drawn before does not matter
@@ -150,6 +164,27 @@ def test_teacher_that_is_always_right_changes_nothing():
     alone, _ = train(same, SHORT, 0)
     assert (history["bad"] == 0).all() and (history["uncertainty"] == 0).all()
     assert weights_equal(student, alone)
+
+
+def test_learning_rate_falls_evenly_to_its_end():
+    one = train(bags(), SHORT.model_copy(update={"epochs": 1, "batch_size": 60}), seed=0)[0]
+    falling = SHORT.model_copy(update={"epochs": 2, "batch_size": 60, "learning_rate_end": 0.0})
+    assert weights_equal(train(bags(), falling, seed=0)[0], one)  # two steps, and the second has the rate 0
+    constant = falling.model_copy(update={"learning_rate_end": 1.0})
+    assert not weights_equal(train(bags(), constant, seed=0)[0], one)
+
+
+def test_student_may_begin_with_weights_of_its_own():
+    teacher, _ = train(bags(), SHORT, seed=0)
+    same, own = (DistillationConfig(lambda_uncertainty=0, initial_weights=which) for which in ("teacher", "own"))
+    assert weights_equal(train(bags(), SHORT, 0, teacher, same)[0], teacher)
+    student = train(bags(), SHORT, 0, teacher, own)[0]
+    assert not weights_equal(student, teacher) and weights_equal(train(bags(), SHORT, 0, teacher, own)[0], student)
+
+
+def test_tokens_are_taken_as_they_are_without_standardisation():
+    head, _ = train(bags(), SHORT.model_copy(update={"standardise": False}), seed=0)
+    assert torch.equal(head.mean, torch.zeros(DIM)) and torch.equal(head.std, torch.ones(DIM))
 
 
 def test_bags_keep_the_order_of_images_and_number_classes_by_name():

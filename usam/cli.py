@@ -9,12 +9,12 @@ import time
 from pathlib import Path
 
 from usam import machine, paths, profiles
-from usam.config import Profile
 from usam.data import huggingface, published
 from usam.errors import UserError
 from usam.files import write_atomically
 from usam.notebooks import choose, plan, run
 from usam.pipeline import cache, scoring, stages
+from usam.profiles import Profile
 from usam.report import html_report
 
 

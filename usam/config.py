@@ -10,7 +10,6 @@ from pydantic import (
     Field,
     SerializeAsAny,
     ValidationError,
-    field_validator,
     model_serializer,
     model_validator,
 )
@@ -130,10 +129,21 @@ class ClipConfig(Settings):
     model: str
     """a folder in the format of transformers (relative paths start at the repository), or owner/name on the Hugging
     Face hub."""
+    fill: Literal["black", "mean", "blur", "none"] = "black"
+    """what CLIP is shown around a mask: "black" as in the paper ("multiplying the masks to the original image"), CLIP's
+    "mean" colour, the image out of focus ("blur"), or the image as it is ("none", with `crop` alone)."""
+    crop: bool = False
+    """show the mask's bounding box instead of the whole frame."""
     batch: Count = 100
     """masks scored at once."""
     precision: Precision = "auto"
     """arithmetic of the image encoder."""
+
+    @model_validator(mode="after")
+    def _masks_differ(self) -> Self:
+        if self.fill == "none" and not self.crop:
+            raise ValueError("fill: none needs crop: true, or CLIP would see the same picture for every mask")
+        return self
 
 
 class DataConfig(Settings):
@@ -147,21 +157,25 @@ class DataConfig(Settings):
     """name of the test split ("val" of VOC 2012, "val2017" of COCO)."""
     validation: str | None = None
     """split on which choices are made, if there is one."""
+    train: str | None = None
+    """split whose labelled objects, cut out of their scenes, train the in-domain head, if there is one."""
     published: Literal["VOC2012", "COCO2017"] | None = None
     """what 00_setup downloads into `root` if it is missing: "VOC2012" or "COCO2017"."""
     maker: str | None = None
     """what writes the set when it is missing: "module:function", called as `function(root, images, class_names)`."""
     images: dict[str, Count] = {}
-    """for the maker, how many pictures of each split, "val" and "test"."""
+    """for the maker, how many pictures of each split, "train", "val" and "test"."""
     classes: Annotated[list[str], Field(min_length=2)] | None = None
     """class names, two or more; all of the data set's by default."""
     groups: Annotated[dict[str, list[str]], Field(min_length=2)] | None = None
     """other class names, each with those of `classes` that it gathers (paper 4, "Changed granularity")."""
 
     @model_validator(mode="after")
-    def _choices_are_not_made_on_the_test_split(self) -> Self:
+    def _the_test_split_is_for_tests_alone(self) -> Self:
         if self.validation == self.split:
             raise ValueError(f"validation and split are both '{self.split}': choices must not be made on test images")
+        if self.train == self.split:
+            raise ValueError(f"train and split are both '{self.split}': nothing must be trained on test images")
         return self
 
 
@@ -177,7 +191,11 @@ class HeadConfig(Settings):
     batch_size: Count = 64
     """images in a batch."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
-    """of Adam."""
+    """of Adam, at the first step."""
+    learning_rate_end: Annotated[float, Field(ge=0, le=1)] = 1.0
+    """what share of it the last step has; it changes evenly from step to step (the paper names no schedule)."""
+    standardise: bool = True
+    """whether tokens are standardised, with mean and deviation of the training tokens, before the first layer."""
     images_per_class: Count | None = None
     """train on the first so many of each class's images; all by default."""
     precision: Annotated[Literal["auto", "float32", "bfloat16"], *ON_THIS_MACHINE] = "auto"
@@ -191,6 +209,11 @@ class DistillationConfig(Settings):
     """τ_H as a share of ln C, the largest entropy there is."""
     reduction: Literal["sum", "mean"] = "sum"
     """over the classes in Eq. (3): "sum", as the paper writes it, or "mean"."""
+    mask_reduction: Literal["mean", "sum"] = "mean"
+    """over an image's bad masks, for which Eq. (3) has no index: "mean" or "sum"."""
+    initial_weights: Literal["teacher", "own"] = "teacher"
+    """which untrained weights the student begins with: those that its teacher began with, so that the two differ by the
+    loss alone, or weights of its own."""
     lambda_mil: Annotated[float, Field(ge=0)] = 1.0
     """λ1, the weight of the loss of Eq. (2)."""
     lambda_uncertainty: Annotated[float, Field(ge=0)] = 0.15
@@ -210,47 +233,3 @@ class InferenceConfig(Settings):
     """then masks of one class that touch or overlap become one (the paper joins nothing)."""
     smallest: Annotated[int, Field(ge=0)] = 0
     """then masks of fewer pixels of the image are dropped (the paper drops none)."""
-
-
-class Profile(Settings):
-    """All of a run."""
-
-    name: str
-    """of the profile's file, without ".yaml"."""
-    world: str
-    """printed on every figure and table."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
-    """of the heads, each once; tables show mean and standard deviation over them."""
-    sam: SamConfig
-    sources: Annotated[dict[str, SourceConfig], Field(min_length=1)]
-    datasets: Annotated[dict[str, DataConfig], Field(min_length=1)]
-    head: HeadConfig = HeadConfig()
-    distillation: DistillationConfig = DistillationConfig()
-    inference: InferenceConfig = InferenceConfig()
-    clip: ClipConfig
-    grid: Count | None = None
-    """side of a coarser grid; of SAM's points only the nearest to its points are used, all by default."""
-
-    @field_validator("seeds")
-    @classmethod
-    def _each_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError("the same seed twice would count as two runs: name each once")
-        return seeds
-
-    def changed(self, key: str, value: Any) -> Self:
-        """The same profile with another `value` at `key`, "head.a" for instance, checked as if read from its file.
-
-        Raises:
-            ValidationError: no such key, or no such value.
-        """
-        content = place = self.model_dump(mode="json")
-        *way, last = key.split(".")
-        for word in way:
-            place = place[word]
-        place[last] = value
-        return type(self).model_validate_json(json.dumps(content))
-
-    def decisive(self) -> dict[str, Any]:
-        """All settings that decide a score, as plain values: the `parameters` of a row in runs.csv."""
-        return self.model_dump(mode="json", exclude={"name": True, "world": True, "seeds": True, "sam": HOW_FAST})

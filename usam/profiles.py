@@ -1,15 +1,147 @@
-"""Profiles: the files `profiles/*.yaml`, read and checked (`usam.config` explains every key)."""
+"""Profiles: all settings of a run, read from the files `profiles/*.yaml` and checked (`usam.config` has the parts)."""
 
+import functools
 import json
+import operator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import yaml
-from pydantic import ValidationError
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from usam import paths
-from usam.config import Profile, in_words
+from usam.config import (
+    HOW_FAST,
+    ClipConfig,
+    Count,
+    DataConfig,
+    DistillationConfig,
+    HeadConfig,
+    InferenceConfig,
+    SamConfig,
+    Seed,
+    Settings,
+    SourceConfig,
+    in_words,
+)
 from usam.errors import UserError
+
+NOT_CHANGED = {"pictured", "sweeps", "search"}  # of a profile: what decides no score
+
+
+class SearchConfig(Settings):
+    """The choice, on the validation split, of settings that the paper leaves open: one small search a method.
+
+    A variant is a change of settings, such as `{head.a: 4, head.epochs: 20}`; the profile's own settings are always one
+    more. Each method may try as many as any other, each with every one of `score_thresholds`. What has the highest mean
+    of mIoU and mAP50 is frozen, and then tested once.
+    """
+
+    heads: list[dict[str, Any]]
+    """variants for MIL only and for U-SAM."""
+    clip: list[dict[str, Any]]
+    """variants for SAM+CLIP, as many."""
+    score_thresholds: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=1)]
+    """values of `inference.score_threshold`."""
+
+    @model_validator(mode="after")
+    def _same_budget(self) -> Self:
+        if len(self.heads) != len(self.clip):
+            raise ValueError(f"each method tries as many variants: {len(self.heads)} heads, {len(self.clip)} clip")
+        return self
+
+
+class Profile(Settings):
+    """All of a run."""
+
+    name: str
+    """of the profile's file, without ".yaml"."""
+    world: str
+    """printed on every figure and table."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    """of the heads, each once; tables show mean and standard deviation over them."""
+    sam: SamConfig
+    sources: Annotated[dict[str, SourceConfig], Field(min_length=1)]
+    pictured: str | None = None
+    """source of the training images whose heads the figures show; the first by default."""
+    datasets: Annotated[dict[str, DataConfig], Field(min_length=1)]
+    head: HeadConfig = HeadConfig()
+    distillation: DistillationConfig = DistillationConfig()
+    inference: InferenceConfig = InferenceConfig()
+    clip: ClipConfig
+    grid: Count | None = None
+    """side of a coarser grid; of SAM's points only the nearest to its points are used, all by default."""
+    sweeps: dict[str, list[Any]] = Field(default_factory=dict)
+    """settings that 06_ablation changes one at a time on the validation split, with the values to try beside the
+    profile's own."""
+    search: SearchConfig | None = None
+    """settings that are chosen together on the validation split; nothing is chosen by default."""
+    validation_seeds: Count | None = None
+    """sweeps and search use the first so many of `seeds`; all by default."""
+
+    @field_validator("seeds")
+    @classmethod
+    def _each_once(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("the same seed twice would count as two runs: name each once")
+        return seeds
+
+    @field_validator("pictured")
+    @classmethod
+    def _is_a_source(cls, pictured: str | None, info: ValidationInfo) -> str | None:
+        sources = info.data.get("sources", {})  # none if they are wrong themselves
+        if pictured and sources and pictured not in sources:
+            raise ValueError(f"'{pictured}' is no source of this profile: choose one of {', '.join(sources)}")
+        return pictured
+
+    def source_of_figures(self, source: str | None = None) -> str:
+        """`source` if one is named, else `pictured`, else the first.
+
+        Raises:
+            UserError: the profile has no such source.
+        """
+        chosen = source or self.pictured or next(iter(self.sources))
+        if chosen not in self.sources:
+            raise UserError(f"profile '{self.name}' has no source '{chosen}': it has {', '.join(self.sources)}")
+        return chosen
+
+    @model_validator(mode="after")
+    def _changes_can_be_made(self) -> Self:
+        search = [*self.search.heads, *self.search.clip] if self.search else []
+        sweeps = [{key: value} for key, values in self.sweeps.items() for value in values]
+        for place, changes in (("search", search), ("sweeps", sweeps)):
+            for change in changes:
+                try:
+                    self.changed(change)
+                except KeyError as error:
+                    raise ValueError(f"{place}: there is no setting '{next(iter(change))}'") from error
+                except ValidationError as error:
+                    raise ValueError(f"{place}: {in_words(error)}") from error
+        return self
+
+    def changed(self, change: Mapping[str, Any]) -> Self:
+        """The same profile with other values, `{"head.a": 4}` for instance, checked as if read from its file.
+
+        Raises:
+            KeyError: there is no such part of a profile.
+            ValidationError: there is no such key, or no such value.
+        """
+        content = self.model_dump(mode="json", exclude=NOT_CHANGED)
+        for key, value in change.items():
+            *way, last = key.split(".")
+            functools.reduce(operator.getitem, way, content)[last] = value
+        found = type(self).model_validate_json(json.dumps(content))
+        return found.model_copy(update={name: getattr(self, name) for name in NOT_CHANGED})
+
+    def validating(self) -> Self:
+        """The same profile with the seeds that sweeps and search use."""
+        return self.model_copy(update={"seeds": self.seeds[: self.validation_seeds]})
+
+    def decisive(self) -> dict[str, Any]:
+        """All settings that decide a score, as plain values: the `parameters` of a row in runs.csv."""
+        no_score = dict.fromkeys(("name", "world", "seeds", "validation_seeds", *NOT_CHANGED), True)
+        return self.model_dump(mode="json", exclude={**no_score, "sam": HOW_FAST})
 
 
 def load(name: str, seed: int | None = None) -> Profile:

@@ -24,7 +24,6 @@ from tqdm import tqdm
 from usam import machine, paths, profiles
 from usam.annotation import export, inputs
 from usam.annotation.inputs import RECORDS, ClassChoice, ImageChoice, InputImage, Unreadable, reading
-from usam.config import Profile
 from usam.data import published
 from usam.data.class_names import NOTHING
 from usam.errors import UserError
@@ -33,6 +32,7 @@ from usam.method import inference
 from usam.method.head import MaskClassifier
 from usam.method.masks import MaskEmbeddings
 from usam.pipeline import cache, embedding_store, stages
+from usam.profiles import Profile
 
 CODE = ("method", "data", "annotation", "report/figures.py")  # decides an image's files
 UNREADABLE = np.zeros((1, 1, 3), np.uint8)  # in place of an image that cannot be read: its batch goes on
@@ -47,7 +47,7 @@ class Annotated:
         out: folder of the data set.
         names: the classes.
         images: one row per image, highest expected error first: name, original (path), width, height (pixels), objects
-            (their number), labelled (share of the pixels), expected_error (0 to 1, see `inference.expected_error`).
+            (their number), labelled (share of the pixels), expected_error (0 to 1, see `export.expected_error`).
         skipped: one row per image that could not be annotated: original, reason.
         head: names the masks; its classes after `names` are those of `others`.
         profile: the settings, with those given to `annotate` in place of its own.
@@ -140,7 +140,7 @@ def _with(profile: Profile, **wanted: Any) -> Profile:
     """The profile with other values of `inference`, where they are not None."""
     for key, value in wanted.items():
         try:
-            profile = profile if value is None else profile.changed(f"inference.{key}", value)
+            profile = profile if value is None else profile.changed({f"inference.{key}": value})
         except ValidationError as error:
             raise UserError(f"{key}={value!r}: {error.errors()[0]['msg']}") from error
     return profile

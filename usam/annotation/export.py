@@ -34,7 +34,6 @@ from usam.annotation.outlines import one_polygon, polygons
 from usam.data import image_files
 from usam.data.voc import voc_palette
 from usam.files import sha256, write_atomically, writing
-from usam.method import inference
 from usam.method.inference import LabelledMasks
 from usam.method.masks import masks_to_rle, to_image_size
 from usam.report import figures
@@ -86,7 +85,7 @@ def write(
         height=pixels.shape[0],
         objects=len(objects),
         labelled=round(float((semantic > 0).mean()), 4),
-        expected_error=round(inference.expected_error(found), 4) if objects else 1.0,
+        expected_error=round(expected_error(found), 4) if objects else 1.0,
         sha256=sha256(image.file),
         classes=sorted({one["category_id"] - 1 for one in objects}),
     )
@@ -100,6 +99,21 @@ def write(
     write_atomically(overlay, _encoded(_overlay(pixels, found, extent, names), "JPEG", quality=85))
     write_atomically(record, json.dumps({"key": key, "row": row, "objects": objects}))
     return row
+
+
+def expected_error(found: LabelledMasks) -> float:
+    """The share of an image whose label must be expected to be wrong: the mean of 1 - score over all pixels, 0 where no
+    mask is painted; 1 for an image in which nothing was found.
+
+    Images sorted by it show a person more of the wrong pixels sooner than the masks' mean or lowest score does, on the
+    miniature's validation split.
+    """
+    if not found.masks.any():
+        return 1.0
+    wrong = np.zeros(found.masks.shape[1:], np.float32)
+    for mask, score in zip(found.masks[::-1], found.scores[::-1], strict=True):
+        wrong[mask] = 1 - score
+    return float(wrong.mean())
 
 
 def _drawn(found: LabelledMasks, extent: tuple[float, float], size: tuple[int, int]) -> tuple[np.ndarray, list[dict]]:

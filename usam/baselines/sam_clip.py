@@ -1,55 +1,25 @@
 """SAM+CLIP (paper 4, "Additional baseline"): CLIP names each of SAM's masks from a picture of that mask alone."""
 
-from typing import Literal, NamedTuple
-
 import cv2
 import numpy as np
 import torch
 from torch.nn.functional import normalize
 
-from usam.baselines import Annotate
+from usam.baselines import Annotate, NameMasks
 from usam.config import ClipConfig, InferenceConfig
 from usam.data import huggingface
 from usam.data.class_names import prompt
 from usam.data.datasets import Example
-from usam.method.inference import LabelledMasks, label_masks
+from usam.method.inference import label_masks
 from usam.method.masks import MaskEmbeddings, rle_to_masks, to_image_size
 
 BLUR = 0.1  # deviation of the blurred background, as a share of the image's longer side
 
 
-class View(NamedTuple):
-    """What CLIP is shown of a mask.
-
-    Attributes:
-        fill: around the mask: "black" as in the paper ("multiplying the masks to the original image"), CLIP's "mean"
-            colour, the image out of focus ("blur"), or the image as it is ("none").
-        crop: the mask's bounding box instead of the whole frame.
-    """
-
-    fill: Literal["black", "mean", "blur", "none"] = "black"
-    crop: bool = False
-
-    @property
-    def method(self) -> str:
-        """Its name in tables; the paper's own view is plain "SAM+CLIP"."""
-        words = [self.fill] * (self.fill != "black") + ["cropped"] * self.crop
-        return "SAM+CLIP" + (f" ({', '.join(words)})" if words else "")
-
-
-PAPER = View()
-VIEWS = (
-    *(View(fill) for fill in ("black", "mean", "blur")),  # the whole frame as it is would be the same for every mask
-    *(View(fill, crop=True) for fill in ("black", "mean", "blur", "none")),
-)
-
-
 class ClipLabeller:
     """Zero-shot CLIP over the user's classes."""
 
-    def __init__(
-        self, config: ClipConfig, class_names: list[str], view: View = PAPER, device: torch.device | str = "cpu"
-    ):
+    def __init__(self, config: ClipConfig, class_names: list[str], device: torch.device | str = "cpu"):
         """Load CLIP and read the prompts "a photo of a {c}".
 
         Raises:
@@ -58,7 +28,7 @@ class ClipLabeller:
         from transformers import CLIPModel, CLIPProcessor  # seconds, that only the one who asks CLIP shall spend
         from transformers.utils import logging
 
-        self.config, self.view, self.device = config, view, torch.device(device)
+        self.config, self.device = config, torch.device(device)
         logging.disable_progress_bar()
         with huggingface.loading("CLIP", config.model) as place:
             self.model = CLIPModel.from_pretrained(place, cache_dir=huggingface.cache()).eval().to(self.device)
@@ -67,7 +37,7 @@ class ClipLabeller:
         with torch.inference_mode():
             texts = self.model.get_text_features(**tokens.to(self.device)).pooler_output
         self.texts = normalize(texts, dim=-1)  # (C, D)
-        colour = [0, 0, 0] if view.fill == "black" else self.processor.image_processor.image_mean
+        colour = [0, 0, 0] if config.fill == "black" else self.processor.image_processor.image_mean
         self.empty = np.round(255 * np.array(colour)).astype(np.uint8)  # (3,), where there is no image
 
     def probabilities(self, image: np.ndarray, masks: np.ndarray) -> np.ndarray:
@@ -96,9 +66,9 @@ class ClipLabeller:
 
     def background(self, image: np.ndarray) -> np.ndarray:
         """What lies around the masks of an image (H, W, 3) uint8: the same size and type."""
-        if self.view.fill == "none":
+        if self.config.fill == "none":
             return image
-        if self.view.fill == "blur":
+        if self.config.fill == "blur":
             return cv2.GaussianBlur(image, (0, 0), BLUR * max(image.shape[:2]))
         return np.full_like(image, self.empty)
 
@@ -110,7 +80,7 @@ class ClipLabeller:
             mask: (H, W) bool, not empty.
         """
         box = (slice(None), slice(None))
-        if self.view.crop:
+        if self.config.crop:
             ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
             box = (slice(ys[0], ys[-1] + 1), slice(xs[0], xs[-1] + 1))
         shown = cv2.copyTo(image[box], mask[box].astype(np.uint8), background[box].copy())
@@ -126,11 +96,17 @@ def squared(image: np.ndarray, colour: np.ndarray) -> np.ndarray:
     return cv2.copyMakeBorder(image, *ends, cv2.BORDER_CONSTANT, value=colour.tolist())
 
 
+def named_by_clip(labeller: ClipLabeller) -> NameMasks:
+    """CLIP's class probabilities of our masks."""
+
+    def name_masks(example: Example, embeddings: MaskEmbeddings) -> np.ndarray:
+        masks = to_image_size(rle_to_masks(embeddings.masks), embeddings.extent, embeddings.image_size)
+        return labeller.probabilities(example.image, masks)
+
+    return name_masks
+
+
 def by_clip(labeller: ClipLabeller, config: InferenceConfig) -> Annotate:
     """SAM+CLIP: our masks, CLIP's labels; threshold, NMS and painting are U-SAM's."""
-
-    def annotate(example: Example, embeddings: MaskEmbeddings) -> LabelledMasks:
-        masks = to_image_size(rle_to_masks(embeddings.masks), embeddings.extent, embeddings.image_size)
-        return label_masks(labeller.probabilities(example.image, masks), embeddings, config)
-
-    return annotate
+    name_masks = named_by_clip(labeller)
+    return lambda example, e: label_masks(name_masks(example, e), e, config)

@@ -1,20 +1,20 @@
 """Scores of a run on a data set (paper 4), and oracles that show where the rest is lost."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import chain
 
 import numpy as np
 
 from usam import machine
-from usam.baselines import Annotate
+from usam.baselines import Annotate, NameMasks
 from usam.config import InferenceConfig
 from usam.data.datasets import Dataset, Example
 from usam.evaluation.metrics import Detection, Matches, Truth, class_iou, confusion_matrix, match, mean_known
 from usam.method.head import MaskClassifier
 from usam.method.inference import LabelledMasks, label_masks, probabilities
-from usam.method.masks import MaskEmbeddings, mask_iou, masks_to_rle, rle_to_masks, to_image_size
+from usam.method.masks import MaskEmbeddings, mask_iou, masks_to_rle, rle_iou, rle_to_masks, to_image_size
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,11 @@ class Scores:
         return float(mean_known(self.iou))
 
     @property
+    def miou_objects(self) -> float:
+        """The same over the classes alone, without background."""
+        return float(mean_known(self.iou[1:]))
+
+    @property
     def map50(self) -> float:
         """Mean average precision at mask IoU 0.5 over the classes that occur (crowds alone do not count)."""
         return float(mean_known(self.matches.average_precision()))
@@ -44,13 +49,23 @@ class Scores:
         """(C + 1,) per class, background first; NaN where a class does not occur."""
         return class_iou(self.confusion.sum(0, dtype=np.int64))
 
+    @property
+    def image_iou(self) -> np.ndarray:
+        """(N,) in [0, 1], how well each image is labelled: mean IoU over the classes, without background, that occur in
+        the image or are predicted there. NaN for an image without either: nothing was there, and nothing was labelled.
+        """
+        hit = np.diagonal(self.confusion, axis1=1, axis2=2)[:, 1:]  # (N, C)
+        union = self.confusion.sum(2)[:, 1:] + self.confusion.sum(1)[:, 1:] - hit
+        return mean_known(np.where(union > 0, hit / np.maximum(union, 1), np.nan))
+
     def resampled(self, score: str, weights: np.ndarray) -> np.ndarray:
-        """`score` ("miou", "map50") as if image i were there weights[b, i] times: (B, N) -> (B,)."""
+        """`score` ("miou", "miou_objects", "map50") as if image i were there weights[b, i] times: (B, N) -> (B,)."""
         if score == "map50":
             return mean_known(self.matches.average_precision(weights))
         images, side = self.confusion.shape[:2]
         total = weights.astype(float) @ self.confusion.reshape(images, side**2)
-        return mean_known(class_iou(total.reshape(-1, side, side)))
+        iou = class_iou(total.reshape(-1, side, side))  # (B, C + 1)
+        return mean_known(iou[:, 1:] if score == "miou_objects" else iou)
 
     def packed(self, **more: str) -> bytes:
         """All of it, and `more`, as NumPy's .npz."""
@@ -68,18 +83,52 @@ def evaluate(
     dataset: Dataset, store: Sequence[MaskEmbeddings], annotate: Annotate, label: str = "evaluation"
 ) -> Scores:
     """mIoU and mAP50 of what `annotate` makes of every image of `dataset`; `store` holds its embeddings."""
+    return _evaluate(dataset, store, lambda example, found: [annotate(example, found)], label)[0]
+
+
+def evaluate_each(
+    dataset: Dataset,
+    store: Sequence[MaskEmbeddings],
+    name_masks: NameMasks,
+    configs: Sequence[InferenceConfig],
+    label: str = "evaluation",
+) -> list[Scores]:
+    """Scores with each of `configs`, whose masks have the same class probabilities: these are computed once."""
+    lowest = min(config.score_threshold for config in configs)
+
+    def annotate(example: Example, found: MaskEmbeddings) -> list[LabelledMasks]:
+        probability = name_masks(example, found)  # (d, C)
+        counted = np.flatnonzero(probability.max(1) >= lowest)
+        iou = np.zeros((len(probability),) * 2)
+        iou[np.ix_(counted, counted)] = rle_iou([found.masks[j] for j in counted])
+        return [label_masks(probability, found, config, iou=iou) for config in configs]
+
+    return _evaluate(dataset, store, annotate, label)
+
+
+def _evaluate(
+    dataset: Dataset,
+    store: Sequence[MaskEmbeddings],
+    annotate: Callable[[Example, MaskEmbeddings], list[LabelledMasks]],
+    label: str,
+) -> list[Scores]:
+    """Scores of each of the answers that `annotate` has for an image."""
     classes = len(dataset.class_names)
 
-    def one(i: int) -> tuple[np.ndarray, Truth, list[Detection]]:
-        example = dataset[i]
-        found = annotate(example, store[i])
-        counts = confusion_matrix(example.semantic, found.semantic_map(), classes)
-        rows = zip(found.labels.tolist(), found.scores.tolist(), masks_to_rle(found.masks), strict=True)
-        truth = (example.image_id, example.semantic.shape, example.instances)
-        return counts, truth, [(example.image_id, *row) for row in rows]
+    def one(i: int) -> tuple[Truth, list[tuple[np.ndarray, list[Detection]]]]:
+        example, answers = dataset[i], []
+        for found in annotate(example, store[i]):
+            counts = confusion_matrix(example.semantic, found.semantic_map(), classes)
+            rows = zip(found.labels.tolist(), found.scores.tolist(), masks_to_rle(found.masks), strict=True)
+            answers.append((counts, [(example.image_id, *row) for row in rows]))
+        return (example.image_id, example.semantic.shape, example.instances), answers
 
-    confusion, truth, detections = zip(*machine.over_images(one, len(dataset), label), strict=True)
-    return Scores(np.stack(confusion), match(truth, list(chain(*detections)), classes))
+    truth, answers = zip(*machine.over_images(one, len(dataset), label), strict=True)
+    scores = []
+    for of_all in zip(*answers, strict=True):
+        confusion, detections = zip(*of_all, strict=True)
+        scores.append(Scores(np.stack(confusion), match(truth, list(chain(*detections)), classes)))
+    return scores
 
 
 def nothing(_example: Example, embeddings: MaskEmbeddings) -> LabelledMasks:
@@ -91,6 +140,11 @@ def nothing(_example: Example, embeddings: MaskEmbeddings) -> LabelledMasks:
 def by_head(head: MaskClassifier, config: InferenceConfig, classes: int | None = None) -> Annotate:
     """U-SAM: our masks, our labels; see `inference.choose`."""
     return lambda _example, e: label_masks(probabilities(head, e.tokens), e, config, classes)
+
+
+def named_by_head(head: MaskClassifier) -> NameMasks:
+    """U-SAM's class probabilities of our masks."""
+    return lambda _example, e: probabilities(head, e.tokens)
 
 
 def compared_masks(

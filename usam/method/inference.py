@@ -81,7 +81,11 @@ def nms(iou: np.ndarray, scores: np.ndarray, labels: np.ndarray, limit: float, p
 
 
 def choose(
-    probability: np.ndarray, embeddings: MaskEmbeddings, config: InferenceConfig, classes: int | None = None
+    probability: np.ndarray,
+    embeddings: MaskEmbeddings,
+    config: InferenceConfig,
+    classes: int | None = None,
+    iou: np.ndarray | None = None,
 ) -> LabelledMasks:
     """Threshold and NMS on one image (paper 3.6), its masks left at the size at which they are stored.
 
@@ -91,10 +95,15 @@ def choose(
         config: thresholds.
         classes: number of classes that the user wants, all by default. Masks with further labels take part in NMS and
             are dropped afterwards.
+        iou: (d, d) of all pairs of masks, where a caller that tries many settings knows it; those below its lowest
+            threshold do not matter.
     """
     scores, labels = probability.max(1), probability.argmax(1)
     above_threshold = np.flatnonzero((scores >= config.score_threshold) & (rle_codec.area(embeddings.masks) > 0))
-    iou = rle_iou([embeddings.masks[j] for j in above_threshold])
+    if iou is None:
+        iou = rle_iou([embeddings.masks[j] for j in above_threshold])
+    else:
+        iou = iou[np.ix_(above_threshold, above_threshold)]
     order = nms(iou, scores[above_threshold], labels[above_threshold], config.nms_iou, config.nms_per_class)
     index = above_threshold[order]
     masks = rle_to_masks([embeddings.masks[j] for j in index])
@@ -108,23 +117,12 @@ def choose(
 
 
 def label_masks(
-    probability: np.ndarray, embeddings: MaskEmbeddings, config: InferenceConfig, classes: int | None = None
+    probability: np.ndarray,
+    embeddings: MaskEmbeddings,
+    config: InferenceConfig,
+    classes: int | None = None,
+    iou: np.ndarray | None = None,
 ) -> LabelledMasks:
     """As `choose`, with the masks at the image's own size."""
-    found = choose(probability, embeddings, config, classes)
+    found = choose(probability, embeddings, config, classes, iou)
     return dataclasses.replace(found, masks=to_image_size(found.masks, embeddings.extent, embeddings.image_size))
-
-
-def expected_error(found: LabelledMasks) -> float:
-    """The share of an image whose label must be expected to be wrong: the mean of 1 - score over all pixels, 0 where no
-    mask is painted; 1 for an image in which nothing was found.
-
-    Images sorted by it show a person more of the wrong pixels sooner than the masks' mean or lowest score does, on the
-    miniature's validation split.
-    """
-    if not found.masks.any():
-        return 1.0
-    wrong = np.zeros(found.masks.shape[1:], np.float32)
-    for mask, score in zip(found.masks[::-1], found.scores[::-1], strict=True):
-        wrong[mask] = 1 - score
-    return float(wrong.mean())

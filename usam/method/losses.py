@@ -50,18 +50,22 @@ def bad_masks(teacher_logits: Tensor, labels: Tensor, threshold: float) -> Tenso
     return unsure | ~right
 
 
-def uncertainty_loss(student_logits: Tensor, bad: Tensor, reduction: str = "sum") -> Tensor:
+def uncertainty_loss(
+    student_logits: Tensor, bad: Tensor, reduction: str = "sum", mask_reduction: str = "mean"
+) -> Tensor:
     """Eq. (3): -Σ_j log softmax(o^s)_j on bad masks, smallest where the student says "no idea" (uniform).
 
-    Averaged over an image's bad masks, then over images; an image without bad masks adds 0.
+    Reduced over an image's bad masks, then averaged over images; an image without bad masks adds 0.
 
     Args:
         student_logits: (N, d, C).
         bad: (N, d) bool.
         reduction: "sum" over the C classes as the paper writes it, or their "mean".
+        mask_reduction: "mean" over an image's bad masks, or their "sum".
     """
     log_p = F.log_softmax(student_logits, dim=-1)
     per_mask = -(log_p.sum(-1) if reduction == "sum" else log_p.mean(-1))  # (N, d)
-    count = bad.sum(1)
-    per_image = torch.where(bad, per_mask, 0).sum(1) / count.clamp(min=1)
+    per_image = torch.where(bad, per_mask, 0).sum(1)
+    if mask_reduction == "mean":
+        per_image = per_image / bad.sum(1).clamp(min=1)
     return per_image.mean()

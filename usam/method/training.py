@@ -104,7 +104,7 @@ def train(
         bags: the training images.
         head, distillation: the settings; `distillation` goes with `teacher`.
         seed: of the initial weights and of the order of images. A student with its teacher's seed starts where the
-            teacher started, so that the two differ by the loss alone.
+            teacher started (unless `distillation.initial_weights` says otherwise), so that the two differ by the loss.
         teacher: frozen, in eval mode.
         device: where to train.
         label: text before the progress bar.
@@ -114,9 +114,16 @@ def train(
         (share of training images whose highest bag score is one of their classes).
     """
     order = seed_everything(seed)
+    if distillation is not None and distillation.initial_weights == "own":
+        torch.manual_seed(2**32 - 1 - seed)  # from the other end: no teacher's
     labels = bags.labels.to(device)
-    model = MaskClassifier(labels.shape[1], *statistics(bags, device), head.widths).to(device)
+    mean, std = statistics(bags, device)
+    if not head.standardise:
+        mean, std = torch.zeros_like(mean), torch.ones_like(std)
+    model = MaskClassifier(labels.shape[1], mean, std, head.widths).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=head.learning_rate, fused=True)
+    last = head.epochs * math.ceil(len(labels) / head.batch_size) - 1
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, head.learning_rate_end, max(last, 1))
     inputs = _inputs(model, bags, getattr(torch, head.precision))
     bad = _bad_masks(teacher, bags, head, distillation) if teacher is not None else None
     history = []
@@ -129,6 +136,7 @@ def train(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+            schedule.step()
             sums += batch_statistics * len(rows)
         history.append((epoch + 1, *(sums / len(labels)).tolist()))
     return model.eval().requires_grad_(False), pd.DataFrame(
@@ -184,7 +192,7 @@ def _loss(
     if bad is None:
         nothing = torch.zeros_like(right)
         return mil, torch.stack([mil.detach(), nothing, nothing, right])
-    uncertainty = uncertainty_loss(logits, bad, distillation.reduction)
+    uncertainty = uncertainty_loss(logits, bad, distillation.reduction, distillation.mask_reduction)
     loss = distillation.lambda_mil * mil + distillation.lambda_uncertainty * uncertainty
     return loss, torch.stack([mil.detach(), uncertainty.detach(), bad.float().mean(), right])
 

@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -11,19 +11,24 @@ import numpy as np
 import pandas as pd
 
 from usam import machine, paths
-from usam.baselines.sam_clip import PAPER, View
-from usam.config import Profile
+from usam.baselines import NameMasks
 from usam.data import huggingface
+from usam.data.datasets import Dataset
 from usam.errors import UserError
-from usam.evaluation.scores import Scores, evaluate
+from usam.evaluation.scores import Scores, evaluate, evaluate_each
 from usam.files import locked, write_atomically
-from usam.pipeline import cache, methods, stages
+from usam.pipeline import cache, stages
+from usam.pipeline.embedding_store import EmbeddingStore
 from usam.pipeline.methods import Ready
 from usam.pipeline.records import record
 from usam.pipeline.training_images import content_key, source_key
+from usam.profiles import Profile
 from usam.registry import METHODS
 
 CODE = ("method", "data", "baselines", "evaluation", "pipeline")
+SCORES = ("miou", "miou_objects", "map50")  # of a row, as `Scores` has them
+# an evaluation (data set, embeddings, label of the progress bar) -> scores, and the seconds of training before it
+Prepared = tuple[Callable[[Dataset, EmbeddingStore, str], Sequence[Scores]], float | None]
 
 
 def state(profile: Profile) -> str:
@@ -63,12 +68,6 @@ def score(
     return evaluated(profile, dataset_name, source, seed, method, ready, split)
 
 
-def score_clip(profile: Profile, dataset_name: str, view: View = PAPER, split: str | None = None) -> Scores:
-    """SAM+CLIP with another `view` of the masks than the paper's, if one is named."""
-    ready = functools.partial(methods.sam_clip, profile, dataset_name, "none", None, view)
-    return evaluated(profile, dataset_name, "none", None, view.method, ready, split)
-
-
 def evaluated(
     profile: Profile,
     dataset_name: str,
@@ -77,32 +76,70 @@ def evaluated(
     method: str,
     ready: Callable[[], Ready],
     split: str | None = None,
+    settings: Profile | None = None,
 ) -> Scores:
     """Evaluate a way to annotate on a data set, and write the row into runs.csv, under the name `method`.
 
     The scores are stored, image by image, and not computed again as long as nothing has changed that decides them. A
     way is known by the name of its method: it must be code of the package or of the registry, not of a notebook.
-    `ready` makes the method ready, if its scores are not stored; the rest is as in `score`.
+    `ready` makes the method ready, if its scores are not stored. `settings` are those that were chosen for it, the
+    profile's by default: the row belongs to the profile, and has these parameters. The rest is as in `score`.
     """
-    if source in profile.sources:
-        stages.training_images(profile, source)  # what a crawl finds is part of the key
-    row = _identity(profile, dataset_name, source, seed, method, split)
-    file = _file(profile, dataset_name, row)
-    with locked(file):
-        known = _load(file)
-        if known is None:
+
+    def prepare(_missing: list[int]) -> Prepared:
+        annotate, training_seconds = ready()
+        return lambda data, found, label: [evaluate(data, found, annotate, label)], training_seconds
+
+    row = _identity(profile, dataset_name, source, seed, method, split, settings)
+    return _stored_or(prepare, profile, dataset_name, split, [row])[0]
+
+
+def evaluated_each(
+    variants: Sequence[Profile],
+    dataset_name: str,
+    source: str,
+    seed: int | None,
+    method: str,
+    name_masks: Callable[[], NameMasks],
+    split: str | None = None,
+) -> list[Scores]:
+    """As `evaluated`, for profiles that differ in `inference` alone: class probabilities are computed once for all."""
+
+    def prepare(missing: list[int]) -> Prepared:
+        named, configs = name_masks(), [variants[k].inference for k in missing]
+        return lambda data, found, label: evaluate_each(data, found, named, configs, label), None
+
+    rows = [_identity(one, dataset_name, source, seed, method, split) for one in variants]
+    return _stored_or(prepare, variants[0], dataset_name, split, rows)
+
+
+def _stored_or(
+    prepare: Callable[[list[int]], Prepared],
+    profile: Profile,
+    dataset_name: str,
+    split: str | None,
+    rows: list[dict[str, Any]],
+) -> list[Scores]:
+    """The scores of `rows`, and these in runs.csv. `prepare` is asked for an evaluation of those that are not stored,
+    given their places."""
+    files = [_file(profile, dataset_name, row) for row in rows]
+    with locked(files[0]):
+        known = [_load(file) for file in files]
+        missing = [k for k, one in enumerate(known) if one is None]
+        if missing:
             data, found = stages.dataset(profile, dataset_name, split), stages.embeddings(profile, dataset_name, split)
-            annotate, training_seconds = ready()
+            evaluated_now, training_seconds = prepare(missing)
             with machine.timed() as cost:
-                scores = evaluate(data, found, annotate, f"{method}, {dataset_name}, {source}")
-            row |= dict(miou=scores.miou, map50=scores.map50) | cost | machine.provenance()
-            if training_seconds is not None:
-                row["training_seconds"] = training_seconds
-            write_atomically(file, scores.packed(row=json.dumps(row)))
-        else:
-            scores, row = known
-    record(paths.results(profile.name) / "runs.csv", **row)
-    return scores
+                answers = evaluated_now(data, found, "{method}, {dataset}, {source}".format(**rows[0]))
+            cost["seconds"] /= len(missing)
+            for k, scores in zip(missing, answers, strict=True):
+                row = rows[k] | {name: getattr(scores, name) for name in SCORES} | cost | machine.provenance()
+                if training_seconds is not None:
+                    row["training_seconds"] = training_seconds
+                write_atomically(files[k], scores.packed(row=json.dumps(row)))
+                known[k] = scores, row
+    record(paths.results(profile.name) / "runs.csv", *(row for _, row in known))
+    return [scores for scores, _ in known]
 
 
 def noted(
@@ -116,7 +153,7 @@ def noted(
 ) -> None:
     """Write a row into runs.csv whose `numbers` are other ones than scores: every number of a table stands there."""
     row = _identity(profile, dataset_name, source, seed, method, split)
-    record(paths.results(profile.name) / "runs.csv", **row, **numbers)
+    record(paths.results(profile.name) / "runs.csv", row | numbers)
 
 
 def stored(profile: Profile, row: Mapping[str, Any]) -> Scores:
@@ -127,7 +164,7 @@ def stored(profile: Profile, row: Mapping[str, Any]) -> Scores:
     """
     names = ("profile", "dataset", "split", "source", "method", "state")
     seed = None if pd.isna(row["seed"]) else int(row["seed"])
-    same = {name: row[name] for name in names} | {"seed": seed, "parameters": profile.decisive()}
+    same = {name: row[name] for name in names} | {"seed": seed, "parameters": json.loads(row["parameters"])}
     known = _load(_file(profile, row["dataset"].partition(",")[0], same))
     if known is None:
         raise UserError(
@@ -138,9 +175,17 @@ def stored(profile: Profile, row: Mapping[str, Any]) -> Scores:
 
 
 def _identity(
-    profile: Profile, dataset_name: str, source: str, seed: int | None, method: str, split: str | None
+    profile: Profile,
+    dataset_name: str,
+    source: str,
+    seed: int | None,
+    method: str,
+    split: str | None,
+    settings: Profile | None = None,
 ) -> dict[str, Any]:
     """The columns that tell a row of runs.csv from all others."""
+    if source in profile.sources:
+        stages.training_images(profile, source)  # what a crawl finds is part of the state
     config = profile.datasets[dataset_name]
     return dict(
         profile=profile.name,
@@ -150,7 +195,7 @@ def _identity(
         method=method,
         seed=seed,
         state=state(profile),
-        parameters=profile.decisive(),
+        parameters=(settings or profile).decisive(),
     )
 
 

@@ -7,12 +7,13 @@ from typing import Any
 
 import pandas as pd
 
-from usam.config import Profile
+from usam.baselines import NameMasks
 from usam.data.class_names import NOTHING
 from usam.evaluation import intervals
-from usam.evaluation.scores import Scores, by_head
+from usam.evaluation.scores import Scores, by_head, named_by_head
 from usam.pipeline import scoring, stages
 from usam.pipeline.methods import Ready
+from usam.profiles import Profile
 
 
 def sweep(
@@ -20,8 +21,8 @@ def sweep(
 ) -> pd.DataFrame:
     """U-SAM's scores with each of `values` in place of the profile's own at `key`, all else as it is.
 
-    Each value is run with all seeds of the profile; each run is a row of runs.csv. SAM's embeddings are those that are
-    stored, and a head is trained only if it is another one.
+    Each value is run with the profile's `validation_seeds`; each run is a row of runs.csv. SAM's embeddings are those
+    that are stored, and a head is trained only if it is another one.
 
     Args:
         profile, dataset_name, source: the settings, data set and training images.
@@ -31,13 +32,19 @@ def sweep(
 
     Returns:
         One row a value and score, numbers from small to large: key, value ("all" for None), default (is it the
-        profile's?), score ("miou", "map50"), mean, low, high (95% interval), in [0, 1].
+        profile's?), score (of `scoring.SCORES`), mean, low, high (95% interval), in [0, 1].
     """
+    tried = _in_order(profile, key, values)
+    runs = []
+    for seed in profile.validating().seeds:
+        if key.startswith("inference."):
+            runs.append(_of_inference([one for one, _ in tried], dataset_name, source, seed, split))
+        else:
+            runs.append([_score(profile, one, dataset_name, source, seed, split) for one, _ in tried])
     rows = []
-    for changed, value in _in_order(profile, key, values):
-        runs = [_score(profile, changed, dataset_name, source, seed, split) for seed in profile.seeds]
-        for score in ("miou", "map50"):
-            rows.append((key, _words(value), changed == profile, score, *intervals.mean(runs, score)))
+    for (changed, value), of_seeds in zip(tried, zip(*runs, strict=True), strict=True):
+        for score in scoring.SCORES:
+            rows.append((key, _words(value), changed == profile, score, *intervals.mean(of_seeds, score)[:3]))
     return pd.DataFrame(rows, columns=["key", "value", "default", "score", "mean", "low", "high"])
 
 
@@ -49,16 +56,27 @@ def _in_order(profile: Profile, key: str, values: Sequence[Any]) -> list[tuple[P
 
     own, each = at_key(profile), {}
     for value in (*values, own):
-        changed = profile.changed(key, value)
+        changed = profile.changed({key: value})
         each.setdefault(changed.model_dump_json(), (changed, at_key(changed)))
     if isinstance(own, str):
         return list(each.values())
     return sorted(each.values(), key=lambda one: (one[1] is None, one[1] or 0))  # None, which stands for all, is last
 
 
+def _of_inference(
+    tried: Sequence[Profile], dataset_name: str, source: str, seed: int, split: str | None
+) -> list[Scores]:
+    """Runs of profiles that differ in `inference` alone: they share the head."""
+
+    def named() -> NameMasks:
+        return named_by_head(stages.heads(tried[0], dataset_name, source, seed).student)
+
+    return scoring.evaluated_each(tried, dataset_name, source, seed, "U-SAM", named, split)
+
+
 def _score(profile: Profile, changed: Profile, dataset_name: str, source: str, seed: int, split: str) -> Scores:
     """A run of `changed`. If only the choice among SAM's masks differs, the head stays: tokens do not depend on it."""
-    if changed == profile or changed.changed("sam.mask_choice", profile.sam.mask_choice) != profile:
+    if changed == profile or changed.changed({"sam.mask_choice": profile.sam.mask_choice}) != profile:
         return scoring.score(changed, dataset_name, source, seed, split=split)
     student = stages.heads(profile, dataset_name, source, seed).student
     return scoring.evaluated(
@@ -85,11 +103,9 @@ BEYOND_THE_PAPER = {
 def beyond_the_paper(profile: Profile, dataset_name: str, source: str, split: str) -> dict[str, list[Scores]]:
     """Scores of all seeds for each setting of `inference` that the paper does not have, its own protocol first."""
     profiles = {"the paper's protocol": profile}
-    profiles |= {name: profile.changed(f"inference.{key}", value) for name, (key, value) in BEYOND_THE_PAPER.items()}
-    return {
-        name: [scoring.score(changed, dataset_name, source, seed, split=split) for seed in profile.seeds]
-        for name, changed in profiles.items()
-    }
+    profiles |= {name: profile.changed({f"inference.{key}": value}) for name, (key, value) in BEYOND_THE_PAPER.items()}
+    runs = [_of_inference(list(profiles.values()), dataset_name, source, seed, split) for seed in profile.seeds]
+    return dict(zip(profiles, map(list, zip(*runs, strict=True)), strict=True))
 
 
 def others(profile: Profile, dataset_name: str, source: str, split: str) -> dict[str, list[Scores]]:
