@@ -95,15 +95,12 @@ def choose(
         config: thresholds.
         classes: number of classes that the user wants, all by default. Masks with further labels take part in NMS and
             are dropped afterwards.
-        iou: (d, d) of all pairs of masks, where a caller that tries many settings knows it; those below its lowest
-            threshold do not matter.
+        iou: (d, d) of all pairs of masks, from a caller that tries many settings.
     """
     scores, labels = probability.max(1), probability.argmax(1)
     above_threshold = np.flatnonzero((scores >= config.score_threshold) & (rle_codec.area(embeddings.masks) > 0))
-    if iou is None:
-        iou = rle_iou([embeddings.masks[j] for j in above_threshold])
-    else:
-        iou = iou[np.ix_(above_threshold, above_threshold)]
+    pairs = np.ix_(above_threshold, above_threshold)
+    iou = rle_iou([embeddings.masks[j] for j in above_threshold]) if iou is None else iou[pairs]
     order = nms(iou, scores[above_threshold], labels[above_threshold], config.nms_iou, config.nms_per_class)
     index = above_threshold[order]
     masks = rle_to_masks([embeddings.masks[j] for j in index])

@@ -65,7 +65,5 @@ def uncertainty_loss(
     """
     log_p = F.log_softmax(student_logits, dim=-1)
     per_mask = -(log_p.sum(-1) if reduction == "sum" else log_p.mean(-1))  # (N, d)
-    per_image = torch.where(bad, per_mask, 0).sum(1)
-    if mask_reduction == "mean":
-        per_image = per_image / bad.sum(1).clamp(min=1)
-    return per_image.mean()
+    count = bad.sum(1).clamp(min=1) if mask_reduction == "mean" else 1
+    return (torch.where(bad, per_mask, 0).sum(1) / count).mean()

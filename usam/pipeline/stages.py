@@ -130,10 +130,9 @@ def embeddings(profile: Profile, what: str, split: str | None = None) -> Embeddi
     """
     if what in profile.sources:
         return _embedded_images(profile, what, training_images(profile, what))
-    data = dataset(profile, what, split)
-    ids, origin = list(data.image_ids), _files_key(profile, what, data, data.files)
-    name = f"{what}-{split or profile.datasets[what].split}"
-    return _embedded(profile, name, ids, lambda i: data.image(ids.index(i)), origin)
+    data, split = dataset(profile, what, split), split or profile.datasets[what].split
+    places, origin = {one: k for k, one in enumerate(data.image_ids)}, _files_key(profile, what, data, data.files)
+    return _embedded(profile, f"{what}-{split}", list(places), lambda i: data.image(places[i]), origin)
 
 
 def _embedded_images(profile: Profile, source: str, made: TrainingImages) -> EmbeddingStore:
