@@ -49,7 +49,7 @@ def shuffled_teacher(profile: Profile, dataset_name: str, source: str, seed: int
 
 
 def in_domain(profile: Profile, dataset_name: str, _source: str, seed: int) -> Ready:
-    """A ceiling: the same head and training, on objects cut out of scenes like those of the test. A person would have
+    """A reference: the same head and training, on objects cut out of scenes like those of the test. A person would have
     had to mark each of them.
     """
     heads = stages.in_domain_heads(profile, dataset_name, seed)
