@@ -827,10 +827,14 @@ def test_bad_answers_of_the_api_are_one_line(tmp_path, waits, status, body, mess
     assert content(tmp_path / "out") == {"manifest.csv": (",".join(crawling.COLUMNS) + "\n").encode()}
 
 
+HELD: list[socket.socket] = []
+
+
 def closed_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """A port where nobody listens: bound, so that no other server gets it before the test is over."""
+    HELD.append(socket.socket())
+    HELD[-1].bind(("127.0.0.1", 0))
+    return HELD[-1].getsockname()[1]
 
 
 @pytest.mark.parametrize("count", [1, 12])
@@ -843,6 +847,7 @@ def test_no_network_is_one_line_and_nothing_is_lost(tmp_path, waits, count):
     with pytest.raises(UserError, match="no network") as error:
         crawl(tmp_path / "out", ["dog"], config, count)
     assert len(str(error.value).splitlines()) == 1
+    HELD.pop().close()
     with serving(lambda self: self.say(200, png(int(self.path[1:]))), port):
         table = crawl(tmp_path / "out", ["dog"], config, count)
     assert table["file"].tolist() == [f"dog/{k:04d}.png" for k in range(count)]
