@@ -15,7 +15,7 @@ from tqdm import tqdm
 from miniature import world
 from miniature.splits import rng_of
 from miniature.world import Layout, Picture
-from usam.data.class_names import COCO, VOC
+from usam.data.class_names import COCO, SUPERCLASSES, VOC
 from usam.data.voc import voc_palette
 from usam.errors import UserError
 
@@ -36,9 +36,14 @@ def drawing_of(class_name: str) -> str:
     return COCO_DRAWINGS.get(class_name, class_name)
 
 
-def web(class_name: str, index: int) -> np.ndarray:
-    """Training image `index` of a class, web style: (H, W, 3) uint8 RGB."""
-    return world.web(drawing_of(class_name), rng_of("train", "web", class_name, index, 0)).image
+def web(name: str, index: int) -> np.ndarray:
+    """Training image `index` of a class, web style: (H, W, 3) uint8 RGB; a superclass shows its members by turns.
+
+    Each round begins one member later than the last one, so that faults in a list do not always hit the same.
+    """
+    members = SUPERCLASSES.get(name, (name,))
+    member = members[(index + index // len(members)) % len(members)]
+    return world.web(drawing_of(member), rng_of("train", "web", name, index, 0)).image
 
 
 class Scenes(NamedTuple):

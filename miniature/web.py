@@ -10,13 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 from urllib.parse import parse_qs, urlsplit
 
-import numpy as np
 from PIL import Image
 
-from miniature import world
-from miniature.datasets import drawing_of
-from miniature.splits import rng_of
-from usam.data.class_names import SUPERCLASSES
+from miniature.datasets import web
 from usam.errors import UserError
 
 # Faults by place in every class's list, which repeat: 7 of 28 results are bad, three more need patience.
@@ -52,7 +48,7 @@ def serve(class_names: list[str], port: int = 0) -> Iterator[str]:
         UserError: the drawn world has no such class; the port is in use.
     """
     for name in class_names:
-        drawing(name, 0)  # an unknown class is an error here, not in the server's threads
+        web(name, 0)  # an unknown class is an error here, not in the server's threads
     try:
         server = _Server(("127.0.0.1", port), _Handler)
     except OSError as error:
@@ -163,22 +159,11 @@ def _result(address: str, name: str, place: int) -> dict:
     )
 
 
-def drawing(name: str, index: int) -> np.ndarray:
-    """Return image `index` of a class, (H, W, 3) uint8 RGB; a superclass shows its members by turns, in new images.
-
-    Each round begins one member later than the last one, so that the faults in a list do not always hit the same.
-    """
-    members = SUPERCLASSES.get(name, (name,))
-    turn = (index + index // len(members)) % len(members)
-    member = drawing_of(members[turn])
-    return world.web(member, rng_of("train", "web", name, index, 0)).image
-
-
 def _photograph(name: str, place: int) -> bytes:
     """Return the JPEG at a place; a copy is of the first image in its round."""
     kind = place % ROUND
     index = place - kind if kind in (SAME, ALIKE) else place
-    image = Image.fromarray(drawing(name, index))
+    image = Image.fromarray(web(name, index))
     if kind == TINY:
         image = image.resize((20, 20))
     file = io.BytesIO()

@@ -139,6 +139,13 @@ def test_calibration_of_seeds_and_its_difference():
     assert better == pytest.approx((0.7, 0.7, 0.7, 0))
 
 
+def test_a_bias_larger_than_the_value_leaves_the_sign_open():
+    resampled = np.random.default_rng(0).normal(-0.2, 0.01, 1000)  # x - b is 0.1 + 0.3, far from 0
+    found = intervals.around(np.array([-0.05]), resampled + 0.0, 50)
+    assert found.low <= 0 and found.low == -0.05 and found.high > 0 and found.p == 1
+    assert intervals.around(np.array([0.05]), resampled, 50).p < 0.001
+
+
 def test_one_image_has_no_interval():
     found = intervals.mean([split(np.array([40]))], "miou")
     assert np.isfinite(found.value) and np.isnan([found.low, found.high]).all() and found.brackets() == "–"

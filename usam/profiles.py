@@ -27,7 +27,7 @@ from usam.config import (
 )
 from usam.errors import UserError
 
-NOT_CHANGED = {"pictured", "sweeps", "search"}  # of a profile: what decides no score
+NOT_CHANGED = {"pictured", "sweeps", "search"}  # of a profile, by `changed`: no score depends on them
 
 
 class SearchConfig(Settings):

@@ -159,7 +159,8 @@ def around(each: np.ndarray, resampled: np.ndarray, images: int) -> Interval:
     freedom = np.array([images - 1, max(seeds - 1, 1)])
     error, degrees = np.sqrt(parts.sum()), parts.sum() ** 2 / (parts**2 / freedom).sum()
     middle, half = float(2 * whole - resampled.mean()), float(stats.t.ppf((1 + CONFIDENCE) / 2, degrees) * error)
-    p = float(2 * stats.t.sf(abs(middle) / error, degrees))
+    # where the bias is larger than x itself, the sign is open: then the interval, which encloses x, holds zero as well
+    p = float(2 * stats.t.sf(abs(middle) / error, degrees)) if middle * whole > 0 else 1.0
     return Interval(whole, min(middle - half, whole), max(middle + half, whole), p)
 
 

@@ -10,12 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from usam import machine
-from usam.baselines import NameMasks
-from usam.baselines.sam_clip import ClipLabeller, named_by_clip
 from usam.errors import UserError
-from usam.evaluation.scores import Scores, named_by_head
-from usam.pipeline import scoring, stages
+from usam.evaluation.scores import Scores
+from usam.pipeline import scoring
 from usam.profiles import Profile
 from usam.registry import METHODS
 
@@ -65,24 +62,13 @@ def choose(profile: Profile, method: str, source: str) -> Choice:
     for variant in ({}, *(profile.search.heads if heads else profile.search.clip)):
         steps = [variant | {"inference.score_threshold": threshold} for threshold in profile.search.score_thresholds]
         tried = [profile.changed(step) for step in steps]
-        runs = []
-        for seed in seeds:
-            named = functools.partial(_named, tried[0], place[0], source, seed, method)
-            runs.append(scoring.evaluated_each(tried, place[0], source, seed, method, named, place[1]))
+        runs = [scoring.score_each(tried, place[0], source, seed, method, place[1]) for seed in seeds]
         for threshold, of_seeds in zip(profile.search.score_thresholds, zip(*runs, strict=True), strict=True):
             miou, map50 = (float(np.mean([getattr(run, score) for run in of_seeds])) for score in ("miou", "map50"))
             rows.append((method, source, in_words(variant), threshold, miou, map50, (miou + map50) / 2))
         changes += steps
     best = int(np.argmax([row[-1] for row in rows]))  # the first of equal ones
     return Choice(profile.changed(changes[best]), changes[best], pd.DataFrame(rows, columns=COLUMNS))
-
-
-def _named(profile: Profile, dataset_name: str, source: str, seed: int | None, method: str) -> NameMasks:
-    if method == "SAM+CLIP":
-        names = stages.class_names(profile, dataset_name)
-        return named_by_clip(ClipLabeller(profile.clip, names, machine.device()))
-    heads = stages.heads(profile, dataset_name, source, seed)
-    return named_by_head(heads.student if method == "U-SAM" else heads.teacher)
 
 
 def in_words(change: dict[str, Any]) -> str:

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from usam import machine, paths
-from usam.baselines import NameMasks
 from usam.data import huggingface
 from usam.data.datasets import Dataset
 from usam.errors import UserError
@@ -27,8 +26,8 @@ from usam.registry import METHODS
 
 CODE = ("method", "data", "baselines", "evaluation", "pipeline")
 SCORES = ("miou", "miou_objects", "map50")  # of a row, as `Scores` has them
-# an evaluation (data set, embeddings, label of the progress bar) -> scores, and the seconds of training before it
-Prepared = tuple[Callable[[Dataset, EmbeddingStore, str], Sequence[Scores]], float | None]
+# a method, and its evaluation (data set, embeddings, label of the progress bar) -> scores
+Prepared = tuple[Ready, Callable[[Dataset, EmbeddingStore, str], Sequence[Scores]]]
 
 
 def state(profile: Profile) -> str:
@@ -87,30 +86,38 @@ def evaluated(
     """
 
     def prepare(_missing: list[int]) -> Prepared:
-        annotate, training_seconds = ready()
-        return lambda data, found, label: [evaluate(data, found, annotate, label)], training_seconds
+        made = ready()
+        return made, lambda data, found, label: [evaluate(data, found, made.annotate, label)]
 
+    _crawled(profile, source)
     row = _identity(profile, dataset_name, source, seed, method, split, settings)
     return _stored_or(prepare, profile, dataset_name, split, [row])[0]
 
 
-def evaluated_each(
+def score_each(
     variants: Sequence[Profile],
     dataset_name: str,
     source: str,
     seed: int | None,
-    method: str,
-    name_masks: Callable[[], NameMasks],
+    method: str = "U-SAM",
     split: str | None = None,
 ) -> list[Scores]:
-    """As `evaluated`, for profiles that differ in `inference` alone: class probabilities are computed once for all."""
+    """As `score`, for profiles that differ in `inference` alone: class probabilities are computed once for all."""
 
     def prepare(missing: list[int]) -> Prepared:
-        named, configs = name_masks(), [variants[k].inference for k in missing]
-        return lambda data, found, label: evaluate_each(data, found, named, configs, label), None
+        made = METHODS.find(method)(variants[0], dataset_name, source, seed)
+        configs = [variants[k].inference for k in missing]
+        return made, lambda data, found, label: evaluate_each(data, found, made.name_masks, configs, label)
 
+    _crawled(variants[0], source)
     rows = [_identity(one, dataset_name, source, seed, method, split) for one in variants]
     return _stored_or(prepare, variants[0], dataset_name, split, rows)
+
+
+def _crawled(profile: Profile, source: str) -> None:
+    """Make the training images, if there are any: what a crawl finds is part of the state."""
+    if source in profile.sources:
+        stages.training_images(profile, source)
 
 
 def _stored_or(
@@ -128,14 +135,14 @@ def _stored_or(
         missing = [k for k, one in enumerate(known) if one is None]
         if missing:
             data, found = stages.dataset(profile, dataset_name, split), stages.embeddings(profile, dataset_name, split)
-            evaluated_now, training_seconds = prepare(missing)
+            made, evaluation = prepare(missing)
             with machine.timed() as cost:
-                answers = evaluated_now(data, found, "{method}, {dataset}, {source}".format(**rows[0]))
+                answers = evaluation(data, found, "{method}, {dataset}, {source}".format(**rows[0]))
             cost["seconds"] /= len(missing)
             for k, scores in zip(missing, answers, strict=True):
                 row = rows[k] | {name: getattr(scores, name) for name in SCORES} | cost | machine.provenance()
-                if training_seconds is not None:
-                    row["training_seconds"] = training_seconds
+                if made.training_seconds is not None:
+                    row["training_seconds"] = made.training_seconds
                 write_atomically(files[k], scores.packed(row=json.dumps(row)))
                 known[k] = scores, row
     record(paths.results(profile.name) / "runs.csv", *(row for _, row in known))
@@ -184,8 +191,6 @@ def _identity(
     settings: Profile | None = None,
 ) -> dict[str, Any]:
     """The columns that tell a row of runs.csv from all others."""
-    if source in profile.sources:
-        stages.training_images(profile, source)  # what a crawl finds is part of the state
     config = profile.datasets[dataset_name]
     return dict(
         profile=profile.name,

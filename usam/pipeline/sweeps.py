@@ -7,10 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from usam.baselines import NameMasks
 from usam.data.class_names import NOTHING
 from usam.evaluation import intervals
-from usam.evaluation.scores import Scores, by_head, named_by_head
+from usam.evaluation.scores import Scores, by_head
 from usam.pipeline import scoring, stages
 from usam.pipeline.methods import Ready
 from usam.profiles import Profile
@@ -38,7 +37,7 @@ def sweep(
     runs = []
     for seed in profile.validating().seeds:
         if key.startswith("inference."):
-            runs.append(_of_inference([one for one, _ in tried], dataset_name, source, seed, split))
+            runs.append(scoring.score_each([one for one, _ in tried], dataset_name, source, seed, split=split))
         else:
             runs.append([_score(profile, one, dataset_name, source, seed, split) for one, _ in tried])
     rows = []
@@ -61,17 +60,6 @@ def _in_order(profile: Profile, key: str, values: Sequence[Any]) -> list[tuple[P
     if isinstance(own, str):
         return list(each.values())
     return sorted(each.values(), key=lambda one: (one[1] is None, one[1] or 0))  # None, which stands for all, is last
-
-
-def _of_inference(
-    tried: Sequence[Profile], dataset_name: str, source: str, seed: int, split: str | None
-) -> list[Scores]:
-    """Runs of profiles that differ in `inference` alone: they share the head."""
-
-    def named() -> NameMasks:
-        return named_by_head(stages.heads(tried[0], dataset_name, source, seed).student)
-
-    return scoring.evaluated_each(tried, dataset_name, source, seed, "U-SAM", named, split)
 
 
 def _score(profile: Profile, changed: Profile, dataset_name: str, source: str, seed: int, split: str) -> Scores:
@@ -104,7 +92,8 @@ def beyond_the_paper(profile: Profile, dataset_name: str, source: str, split: st
     """Scores of all seeds for each setting of `inference` that the paper does not have, its own protocol first."""
     profiles = {"the paper's protocol": profile}
     profiles |= {name: profile.changed({f"inference.{key}": value}) for name, (key, value) in BEYOND_THE_PAPER.items()}
-    runs = [_of_inference(list(profiles.values()), dataset_name, source, seed, split) for seed in profile.seeds]
+    tried = list(profiles.values())
+    runs = [scoring.score_each(tried, dataset_name, source, seed, split=split) for seed in profile.seeds]
     return dict(zip(profiles, map(list, zip(*runs, strict=True)), strict=True))
 
 

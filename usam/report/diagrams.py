@@ -169,7 +169,8 @@ def _distillation(row: SubFigure, profile: Profile, x: SimpleNamespace) -> None:
     uncertain, mil = "\\mathcal{L}_{uncertainty}", "\\mathcal{L}_{MIL}"
     value = float(losses.uncertainty_loss(x.student[None], x.bad[None], config.reduction, config.mask_reduction))
     total = "Σ_j" if config.reduction == "sum" else "(1/C)\\ Σ_j"
-    text = f"Eq. (3)\n\n${uncertain} = -{total}\\ \\log\\ p^{{s,j}}$\nmean over $B_i$, here {value:.2f}\n\n"
+    text = f"Eq. (3)\n\n${uncertain} = -{total}\\ \\log\\ p^{{s,j}}$\n"
+    text += f"{config.mask_reduction} over $B_i$, here {value:.2f}\n\n"
     text += f"${mil}$ of $o_i^s$ as in row 1\n\n$\\mathcal{{L}}_s$ = $λ_1$ ${mil}$ + $λ_2$ ${uncertain}$\n"
     _box(part["loss"], f"{text}$λ_1$ = {config.lambda_mil:g}, $λ_2$ = {config.lambda_uncertainty:g}", RULE)
     _arrows(part, "tokens", "teacher", "entropy", "rule", "bad", "loss")
