@@ -20,7 +20,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from benchmarks.measure import Work
 from usam import machine, paths, profiles
 from usam.config import DistillationConfig, HeadConfig, SamConfig
-from usam.data import generate
+from usam.data import generate, published
 from usam.data.datasets import Example
 from usam.data.sources import GenerateConfig
 from usam.evaluation import metrics
@@ -38,7 +38,7 @@ def extraction(model: str, images: int) -> list[Work]:
     """SAM on 10 x 10 points: tokens alone, tokens and masks, and segment-anything's own automatic masks in float32."""
     config = profiles.load("mini").sam if model == "mini" else SamConfig(model=model, precision="bfloat16")
     torch.manual_seed(0)
-    weights = stages.find_checkpoint(profiles.load("mini"))
+    weights = published.checkpoint(profiles.load("mini").sam)
     whole = (
         sam.load_sam(config.model, weights) if model == "mini" else sam.build_sam(model).eval().requires_grad_(False)
     )

@@ -10,12 +10,10 @@ from PIL import Image
 from pycocotools import mask as rle_tools
 
 from usam.data.coco import CocoDataset
-from usam.data.crops import Crop, object_crops
-from usam.data.datasets import Example, Instance
+from usam.data.datasets import Instance
 from usam.data.grouped import Grouped
 from usam.data.voc import VocDataset
 from usam.errors import UserError
-from usam.method.masks import masks_to_rle
 
 H, W = 6, 8  # not square: swapped axes must show
 
@@ -306,46 +304,6 @@ def test_coco_pictures_missing_or_of_another_size(coco):
     refuses(r"000000000009\.jpg is 6 x 8 pixels, .* notes 8 x 6 pixels: download both again", lambda: read(coco)[2])
     picture.unlink()
     refuses(r"1 of 4 files .*000000000009\.jpg", lambda: read(coco))
-
-
-# -- objects cut out of scenes ------------------------------------------------------------------------------------
-
-
-class Scenes:
-    """Two scenes of 100 x 80 pixels: two objects of class 0, a crowd and a speck of class 1."""
-
-    name, class_names = "scenes", ("car", "dog")
-
-    def __init__(self):
-        first = [self.instance(0, (10, 40), (20, 70), False), self.instance(1, (50, 90), (0, 60), True)]
-        second = [self.instance(0, (0, 30), (0, 30), False), self.instance(1, (60, 70), (5, 9), False)]
-        blank = np.zeros((100, 80, 3), np.uint8), np.zeros((100, 80), np.uint8)
-        self.examples = [Example(k, *blank, instances) for k, instances in enumerate((first, second))]
-
-    @staticmethod
-    def instance(label, rows, columns, crowd):
-        mask = np.zeros((1, 100, 80), bool)
-        mask[0, slice(*rows), slice(*columns)] = True
-        return Instance(label, masks_to_rle(mask)[0], crowd)
-
-    def __len__(self):
-        return 2
-
-    def __getitem__(self, i):
-        return self.examples[i]
-
-
-def test_objects_are_cut_out_as_squares_within_the_image():
-    crops = object_crops(Scenes(), 5)
-    # box of rows 10-40 and columns 20-70: centre (25, 45), side 1.3 * 50 = 65; the crowd and the speck are left out
-    assert crops == (Crop(0, 0, (0, 58), (12, 78)), Crop(1, 0, (0, 34), (0, 34)))
-    assert crops[0].cut(np.zeros((100, 80, 3))).shape == (58, 66, 3)
-    assert [crop.image for crop in object_crops(Scenes(), 1)] == [0]  # one of each class
-
-
-def test_a_training_split_without_objects_is_named(coco):
-    annotate(coco, ANNOTATIONS[2])  # a crowd
-    refuses("instances_val2017 shows no object of its classes", lambda: object_crops(read(coco), 1))
 
 
 # -- changed granularity ------------------------------------------------------------------------------------------

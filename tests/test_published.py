@@ -275,7 +275,7 @@ def saved(content: object) -> bytes:
 
 
 def load(profile: Profile) -> torch.nn.Module:
-    return sam.load_sam(profile.sam.model, stages.find_checkpoint(profile))
+    return sam.load_sam(profile.sam.model, published.checkpoint(profile.sam))
 
 
 def test_the_whole_vit_b_comes_through_a_cut_and_loads(server, paper, monkeypatch):
@@ -288,7 +288,7 @@ def test_the_whole_vit_b_comes_through_a_cut_and_loads(server, paper, monkeypatc
     published.get(paper)
     loaded = load(paper).state_dict()
     assert all(torch.equal(value, loaded[name]) for name, value in weights.items())
-    file = stages.find_checkpoint(paper)
+    file = published.checkpoint(paper.sam)
     with open(file, "r+b") as damaged:
         damaged.seek(100_000_000)
         damaged.write(b"damage")
@@ -319,7 +319,7 @@ def test_a_checkpoint_that_is_not_here_names_the_notebook(paper):
     with pytest.raises(UserError, match=r"sam_vit_b_01ec64\.pth is missing: run notebook 00_setup"):
         load(paper)
     with pytest.raises(UserError, match="'some:thing' has no published weights: name a `checkpoint`"):
-        published.checkpoint("some:thing")
+        published.checkpoint(paper.sam.model_copy(update={"model": "some:thing"}))
 
 
 # -- data sets ----------------------------------------------------------------------------------------------------

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from miniature.sam import build_sam as build_small
 from usam import profiles
+from usam.data import published
 from usam.errors import UserError
 from usam.method.sam import build_sam, load_sam
-from usam.pipeline import stages
 
 SMALL = "miniature.sam:build_sam"
 
@@ -44,7 +44,7 @@ def test_missing_checkpoint(tmp_path):
     for name in ("none.pth", "folder.pth"):
         profile = profiles.load("smoke").changed({"sam.checkpoint": str(tmp_path / name)})
         with pytest.raises(UserError, match=f"{name} is missing: put the file there"):
-            stages.find_checkpoint(profile)
+            published.checkpoint(profile.sam)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 1000, 0.5, 0.999])

@@ -13,9 +13,9 @@ from safetensors.torch import load
 
 from usam import paths
 from usam.data.class_names import VOC
-from usam.data.crops import object_crops
 from usam.errors import UserError
 from usam.files import writing
+from usam.method.masks import mask_iou, rle_to_masks, to_image_size
 from usam.method.training import train
 from usam.pipeline import scoring, stages
 from usam.profiles import Profile
@@ -112,15 +112,38 @@ def test_an_in_domain_head_learns_from_the_training_split_and_is_stored(tiny, mo
         return train(bags, *arguments, **options)
 
     monkeypatch.setattr(stages, "train", spied)
-    made = stages.in_domain_heads(profile, "voc", 0)
-    data = stages.dataset(profile, "voc", "train")
-    crops = object_crops(data, 3)  # as the synthetic source has
-    assert [bags.labels.argmax(1).tolist() for bags in seen] == [[crop.label for crop in crops]] * 2
-    alone = stages.extractor(profile)(crops[1].cut(data.image(crops[1].image)))
-    assert (seen[0].tokens(np.array([1]))[0] == alone.tokens.reshape(100, 1024)).all()
+    made = stages.in_domain_head(profile, "voc", 0)
+    data, (bags,) = stages.dataset(profile, "voc", "train"), seen
+    alone = stages.extractor(profile)(data.image(1))
+    assert (bags.tokens(np.array([1]))[0] == alone.tokens.reshape(100, 1024)).all()
+    masks = to_image_size(rle_to_masks(alone.masks), alone.extent, alone.image_size)
+    objects = data[1].instances
+    iou = mask_iou(masks, rle_to_masks([one.mask for one in objects]))
+    expected = [objects[row.argmax()].label if row.max() >= 0.5 else -1 for row in iou]
+    assert bags.mask_labels[1].tolist() == expected and {*expected} > {-1}
+    assert bags.labels[1].nonzero()[:, 0].tolist() == sorted({*expected} - {-1})
     monkeypatch.setattr(stages, "train", None)  # what is stored is not trained again
-    again = stages.in_domain_heads(profile, "voc", 0)
-    assert torch.equal(again.student.layers[0].weight, made.student.layers[0].weight)
+    again = stages.in_domain_head(profile, "voc", 0)
+    assert torch.equal(again.model.layers[0].weight, made.model.layers[0].weight)
+
+
+def test_an_in_domain_head_learns_from_no_more_scenes_than_a_source_has_images(tiny, monkeypatch):
+    profile = with_data(tiny, images={"test": 2, "val": 1, "train": 8})
+    most = 2 * max(source.per_class for source in profile.sources.values())
+    assert most < 8
+    stages.in_domain_head(profile, "voc", 0)
+    monkeypatch.setattr(stages, "extractor", None)  # nothing is extracted from here on
+    assert len(stages.embeddings(profile, "voc", "train", most)) == most
+    monkeypatch.undo()
+    assert len(stages.embeddings(profile, "voc", "train")) == 8  # apart from the few
+    assert len(stages.embeddings(profile, "voc", "train", most)) == most
+
+
+def test_a_training_split_without_objects_is_named(tiny, monkeypatch):
+    profile = with_data(tiny, images={"test": 2, "val": 1, "train": 3})
+    monkeypatch.setattr(stages, "covered_objects", lambda example, embeddings: (np.full(100, -1), np.zeros(100)))
+    with pytest.raises(UserError, match="voc_train: no mask fits an object of the classes"):
+        stages.in_domain_head(profile, "voc", 0)
 
 
 def test_other_labels_make_another_in_domain_head(tiny):
@@ -132,15 +155,15 @@ def test_other_labels_make_another_in_domain_head(tiny):
     real = with_data(profile, maker=None, root="real")
 
     def heads() -> int:
-        stages.in_domain_heads(real, "voc", 0)
+        stages.in_domain_head(real, "voc", 0)
         return len(list(paths.data().rglob("voc-in-domain-*.safetensors")))
 
-    assert heads() == heads() == 2
+    assert heads() == heads() == 1
     file = min((paths.data() / "real" / "SegmentationClass").glob("train*.png"))
     with Image.open(file) as labels:
         all_cars = [VOC.index("car") + 1 if value == VOC.index("dog") + 1 else value for value in range(256)]
         labels.point(all_cars).save(file)
-    assert heads() == 4
+    assert heads() == 2
 
 
 def test_the_in_domain_head_is_scored_or_named_as_impossible(tiny, tmp_path, monkeypatch):

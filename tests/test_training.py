@@ -1,5 +1,6 @@
 """Training on made-up bags in which one mask an image carries the class and all others are noise."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -131,6 +132,26 @@ def test_tokens_that_do_not_fit_memory_are_read_again_each_time(monkeypatch):
     monkeypatch.setattr(machine, "free_memory", lambda device: 1000)
     assert weights_equal(trained(), resident)
     assert len(batches) - few > few and max(batches[few:]) <= 60
+
+
+def test_known_masks_are_learned_one_by_one():
+    """In each image a mask of class 0 and one of class 1, both known, and a mask of class 2 known to be nothing."""
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(0, 1, (60, MASKS, DIM))
+    places = rng.permuted(np.tile(np.arange(MASKS), (60, 1)), axis=1)[:, :CLASSES]
+    known = torch.full((60, MASKS), -1)
+    for j in range(CLASSES):
+        tokens[np.arange(60), places[:, j]] += 6 * np.eye(CLASSES, DIM)[j]
+        if j < 2:
+            known[torch.arange(60), places[:, j]] = j
+    some = in_memory(tokens.astype(np.float16), torch.tensor([[1.0, 1, 0]] * 60))
+    some = dataclasses.replace(some, mask_labels=known)
+    head, history = train(some, HEAD, 0, None, DistillationConfig())
+    np.testing.assert_allclose(history["bad"], (MASKS - 2) / MASKS, rtol=1e-6)
+    alone = torch.from_numpy(rng.normal(0, 1, (CLASSES, 20, DIM)) + 6 * np.eye(CLASSES, DIM)[:, None]).float()
+    probability = head(alone).softmax(-1)
+    assert (probability[:2].argmax(-1) == torch.arange(2)[:, None]).float().mean() > 0.9
+    assert probability[:2].max(-1).values.mean() > 0.8 and probability[2].max(-1).values.mean() < 0.5
 
 
 def test_student_learns_from_a_real_teacher():

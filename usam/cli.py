@@ -25,7 +25,7 @@ def inputs(profile: Profile) -> list[Path]:
     after a change in those, use `--from NN`.
     """
     package = [p for p in sorted(paths.PACKAGE.rglob("*")) if p.is_file() and p.suffix not in {".pyc", ".md"}]
-    weights = [stages.find_checkpoint(profile)] if profile.sam.checkpoint else []
+    weights = [published.checkpoint(profile.sam)] if profile.sam.checkpoint else []
     others = [file for model in sorted(published.models(profile)) for file in huggingface.model_files(model)]
     return [*profiles.files(profile.name), *weights, paths.ROOT / "requirements.lock", *package, *others]
 

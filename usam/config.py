@@ -158,7 +158,7 @@ class DataConfig(Settings):
     validation: str | None = None
     """split on which choices are made, if there is one."""
     train: str | None = None
-    """split whose labelled objects, cut out of their scenes, train the in-domain head, if there is one."""
+    """split whose marked scenes train the in-domain head, if there is one."""
     published: Literal["VOC2012", "COCO2017"] | None = None
     """what 00_setup downloads into `root` if it is missing: "VOC2012" or "COCO2017"."""
     maker: str | None = None

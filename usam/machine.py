@@ -5,6 +5,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+import random
 import resource
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import numpy as np
 import psutil
 import torch
 from threadpoolctl import threadpool_limits
@@ -98,6 +100,14 @@ def over_images(function: Callable[[int], Any], count: int, label: str) -> Itera
     """`function` of 0 to `count` - 1 in this order, on all cores, with a progress bar."""
     with workers(cores()) as each:
         yield from tqdm(each(function, range(count)), label, count, leave=False, unit="image")
+
+
+def seed_everything(seed: int) -> torch.Generator:
+    """Seed Python, NumPy and torch; returns a CPU generator, for the order of images."""
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+    return torch.Generator().manual_seed(seed)
 
 
 def cores() -> int:

@@ -26,6 +26,7 @@ from miniature.sam import IMAGE_SIZE, STRIDE
 from miniature.splits import rng_of
 from miniature.world import Picture
 from usam import profiles
+from usam.data import published
 from usam.data.class_names import VOC
 from usam.method.masks import point_grid
 from usam.method.sam import Extractor
@@ -120,7 +121,7 @@ def main() -> None:
         profile = profile.changed("sam.checkpoint", str(arguments.weights.resolve()))
     extractor = stages.extractor(profile)
     result = one_click(extractor, arguments.scenes) | probe(extractor, arguments.per_class, arguments.scenes // 2)
-    print(json.dumps(result | {"weights": stages.find_checkpoint(profile).name}, indent=1))
+    print(json.dumps(result | {"weights": published.checkpoint(profile.sam).name}, indent=1))
 
 
 if __name__ == "__main__":

@@ -226,7 +226,7 @@ def _provenance(
         seed=profile.seeds[0],
         profile=profile.name,
         settings=profile.decisive(),
-        sam_sha256=sha256(stages.find_checkpoint(profile)),
+        sam_sha256=sha256(published.checkpoint(profile.sam)),
         head_sha256=_digest(head),
         commit=machine.commit(),
         versions=machine.versions(),

@@ -17,6 +17,7 @@ import urllib3
 from tqdm import tqdm
 
 from usam import paths
+from usam.config import SamConfig
 from usam.data import huggingface
 from usam.errors import UserError
 from usam.files import check_disk, file_sha, locked, sha256, writing
@@ -89,7 +90,7 @@ def needed(profile: Profile) -> list[Needed]:
     """List the published files that the profile needs, whether they are here (`target` exists) or not."""
     found = []
     if profile.sam.checkpoint is None:
-        file = checkpoint(profile.sam.model)
+        file = _place(profile.sam.model)
         found.append(Needed(file, FILES[f"checkpoints/{file.name}"], file))
     for config in profile.datasets.values():
         for name, inside, place in ARCHIVES.get(config.published, []):
@@ -107,8 +108,22 @@ def table(profile: Profile) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["file", "MiB", "SHA-256", "from", "here"])
 
 
-def checkpoint(model: str) -> Path:
-    """Return where the published weights of "vit_h", "vit_l" or "vit_b" are stored.
+def checkpoint(config: SamConfig) -> Path:
+    """SAM's weights: the file that the profile names, else the published one in the data folder.
+
+    Raises:
+        UserError: it is not there, or has a published file's name and is not that file.
+    """
+    path = paths.resolve(config.checkpoint) if config.checkpoint else _place(config.model)
+    if not path.is_file():
+        how = "put the file there, or name another in the profile"
+        raise UserError(f"SAM checkpoint {path} is missing: {how if config.checkpoint else 'run notebook 00_setup'}")
+    check(path)
+    return path
+
+
+def _place(model: str) -> Path:
+    """Where the published weights of "vit_h", "vit_l" or "vit_b" are stored.
 
     Raises:
         UserError: another model, for which there are no published weights.
@@ -143,7 +158,7 @@ def get_files(profile: Profile) -> None:
     sizes = [one.published.size * (1 + UNPACKED if one.inside else 1) - one.received for one in missing]
     check_disk(paths.data(), max(sum(sizes), 0) / 2**30)
     if profile.sam.checkpoint is None:
-        wanted = MEMORY * FILES[f"checkpoints/{checkpoint(profile.sam.model).name}"].size
+        wanted = MEMORY * FILES[f"checkpoints/{_place(profile.sam.model).name}"].size
         available = psutil.virtual_memory().available
         if available < wanted:
             raise UserError(

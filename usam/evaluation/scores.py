@@ -157,15 +157,22 @@ def compared_masks(
     return ours, true, np.array([one.label for one in objects], int), mask_iou(ours, true)
 
 
+def covered_objects(example: Example, embeddings: MaskEmbeddings) -> tuple[np.ndarray, np.ndarray]:
+    """Of each of our masks: class (d,) of the object that it fits best, -1 for none at IoU >= 0.5; that IoU (d,)."""
+    _, true, labels, iou = compared_masks(example, embeddings)
+    if not len(true):
+        return np.full(len(iou), -1), np.zeros(len(iou))
+    best, fit = iou.argmax(1), iou.max(1)
+    return np.where(fit >= 0.5, labels[best], -1), fit
+
+
 def oracle_labels(config: InferenceConfig) -> Annotate:
     """Ceiling of the masks: each of our masks gets the class of the instance it overlaps at IoU >= 0.5, or goes."""
 
     def annotate(example: Example, embeddings: MaskEmbeddings) -> LabelledMasks:
-        ours, true, labels, iou = compared_masks(example, embeddings)
-        probability = np.zeros((len(ours), max(labels, default=0) + 1), np.float32)
-        if len(true):
-            best = iou.argmax(1)
-            probability[range(len(ours)), labels[best]] = np.where(iou.max(1) >= 0.5, iou.max(1), 0)
+        labels, fit = covered_objects(example, embeddings)
+        probability = np.zeros((len(labels), max(labels.max(), 0) + 1), np.float32)
+        probability[range(len(labels)), labels] = np.where(labels >= 0, fit, 0)
         lenient = config.model_copy(update={"score_threshold": 0.5})  # the score is an IoU here
         return label_masks(probability, embeddings, lenient)
 

@@ -50,6 +50,12 @@ def bad_masks(teacher_logits: Tensor, labels: Tensor, threshold: float) -> Tenso
     return unsure | ~right
 
 
+def known_masks_loss(logits: Tensor, mask_labels: Tensor) -> Tensor:
+    """Mean cross-entropy of masks of a known class (not in the paper): logits (N, d, C), labels (N, d), else -1."""
+    total = F.cross_entropy(logits.transpose(1, 2), mask_labels, ignore_index=-1, reduction="sum")
+    return total / (mask_labels >= 0).sum().clamp(min=1)
+
+
 def uncertainty_loss(
     student_logits: Tensor, bad: Tensor, reduction: str = "sum", mask_reduction: str = "mean"
 ) -> Tensor:

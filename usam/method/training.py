@@ -1,8 +1,7 @@
 """Training of the head (paper 3.5, 4): the teacher by multiple-instance learning, the student by distillation."""
 
 import math
-import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +14,7 @@ from usam import machine
 from usam.config import DistillationConfig, HeadConfig
 from usam.errors import UserError
 from usam.method.head import MaskClassifier
-from usam.method.losses import bad_masks, bag_scores, mil_loss, uncertainty_loss
+from usam.method.losses import bad_masks, bag_scores, known_masks_loss, mil_loss, uncertainty_loss
 
 AT_ONCE, SHARE = 64, 0.7  # images read at once; of the free memory that tokens may take
 
@@ -28,11 +27,13 @@ class Bags:
         tokens: image numbers (n,) -> their mask embeddings (n, d, 1024) float16, from memory or from disk.
         images: (N,) int64, the numbers of the training images.
         labels: (N, C) float32 multi-hot, the classes of each.
+        mask_labels: (N, d) int64, the class of each mask, -1 for none, where these are known.
     """
 
     tokens: Callable[[np.ndarray], np.ndarray]
     images: np.ndarray
     labels: Tensor
+    mask_labels: Tensor | None = None
 
     @classmethod
     def of(
@@ -98,11 +99,12 @@ def train(
     device: torch.device | str = "cpu",
     label: str = "teacher",
 ) -> tuple[MaskClassifier, pd.DataFrame]:
-    """Train a head: a teacher (Eq. 2 alone), or with `teacher` a student (λ1 Eq. 2 + λ2 Eq. 3).
+    """Train a head: a teacher (Eq. 2 alone), or with `teacher` a student (λ1 Eq. 2 + λ2 Eq. 3). With known masks, no
+    teacher is needed: those of an object have a cross-entropy in place of Eq. 2, all others are the bad ones of Eq. 3.
 
     Args:
         bags: the training images.
-        head, distillation: the settings; `distillation` goes with `teacher`.
+        head, distillation: the settings; `distillation` goes with `teacher` or known masks.
         seed: of the initial weights and of the order of images. A student with its teacher's seed starts where the
             teacher started (unless `distillation.initial_weights` says otherwise), so that the two differ by the loss.
         teacher: frozen, in eval mode.
@@ -113,7 +115,7 @@ def train(
         The head in eval mode, and a table with one row an epoch: mil, uncertainty, bad (share of bad masks), accuracy
         (share of training images whose highest bag score is one of their classes).
     """
-    order = seed_everything(seed)
+    order = machine.seed_everything(seed)
     if distillation is not None and distillation.initial_weights == "own":
         torch.manual_seed(2**32 - 1 - seed)  # from the other end: no teacher's
     labels = bags.labels.to(device)
@@ -125,14 +127,18 @@ def train(
     last = head.epochs * math.ceil(len(labels) / head.batch_size) - 1
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, head.learning_rate_end, max(last, 1))
     inputs = _inputs(model, bags, getattr(torch, head.precision))
-    bad = _bad_masks(teacher, bags, head, distillation) if teacher is not None else None
+    known = None if bags.mask_labels is None else bags.mask_labels.to(device)
+    bad = None if known is None else known < 0
+    if teacher is not None:
+        bad = _bad_masks(teacher, bags, head, distillation)
     history = []
     for epoch in tqdm(range(head.epochs), desc=label, unit="epoch", leave=False):
         sums = torch.zeros(4, device=device)
         for rows in torch.randperm(len(labels), generator=order).to(device).split(head.batch_size):
-            with _products(head, labels.device):
+            with torch.autocast(labels.device.type, torch.bfloat16, enabled=head.precision == "bfloat16"):
                 logits = model.layers(inputs(rows)).float()  # (B, d, C)
-            loss, batch_statistics = _loss(logits, labels[rows], head, None if bad is None else bad[rows], distillation)
+            targets = (None if one is None else one[rows] for one in (labels, known, bad))
+            loss, batch_statistics = _loss(logits, targets, head.a, distillation)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -142,11 +148,6 @@ def train(
     return model.eval().requires_grad_(False), pd.DataFrame(
         history, columns=["epoch", "mil", "uncertainty", "bad", "accuracy"]
     )
-
-
-def _products(head: HeadConfig, device: torch.device) -> torch.autocast:
-    """Matrix products inside are made in the profile's precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=head.precision == "bfloat16")
 
 
 def _inputs(model: MaskClassifier, bags: Bags, precision: torch.dtype) -> Callable[[Tensor], Tensor]:
@@ -180,26 +181,20 @@ def _bad_masks(teacher: MaskClassifier, bags: Bags, head: HeadConfig, distillati
 
 
 def _loss(
-    logits: Tensor, labels: Tensor, head: HeadConfig, bad: Tensor | None, distillation: DistillationConfig | None
+    logits: Tensor, targets: Iterable[Tensor | None], a: float, settings: DistillationConfig | None
 ) -> tuple[Tensor, Tensor]:
-    """The objective on one batch, and (mil, uncertainty, bad share, accuracy) of it; a teacher has no `bad`.
+    """The objective on one batch, and (mil, uncertainty, bad share, accuracy) of it.
 
+    `targets` are the images' labels, the known labels of masks, and B_i: none for a teacher.
     The statistics stay on the device: reading a number after each step would make a GPU wait.
     """
-    mil = mil_loss(logits, labels, head.a)
+    labels, known, bad = targets
+    mil = mil_loss(logits, labels, a) if known is None else known_masks_loss(logits, known)
     with torch.no_grad():
-        right = labels.gather(1, bag_scores(logits, head.a).argmax(1, keepdim=True)).mean()
+        right = labels.gather(1, bag_scores(logits, a).argmax(1, keepdim=True)).mean()
     if bad is None:
         nothing = torch.zeros_like(right)
         return mil, torch.stack([mil.detach(), nothing, nothing, right])
-    uncertainty = uncertainty_loss(logits, bad, distillation.reduction, distillation.mask_reduction)
-    loss = distillation.lambda_mil * mil + distillation.lambda_uncertainty * uncertainty
+    uncertainty = uncertainty_loss(logits, bad, settings.reduction, settings.mask_reduction)
+    loss = settings.lambda_mil * mil + settings.lambda_uncertainty * uncertainty
     return loss, torch.stack([mil.detach(), uncertainty.detach(), bad.float().mean(), right])
-
-
-def seed_everything(seed: int) -> torch.Generator:
-    """Seed Python, NumPy and torch; returns a CPU generator for the order of images."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    return torch.Generator().manual_seed(seed)

@@ -57,11 +57,11 @@ def shuffled_teacher(profile: Profile, dataset_name: str, source: str, seed: int
 
 
 def in_domain(profile: Profile, dataset_name: str, _source: str, seed: int) -> Ready:
-    """A reference: the same head and training, on objects cut out of scenes like those of the test. A person would have
-    had to mark each of them.
+    """A ceiling of the naming: the same head on the same masks, trained on scenes like those of the test, in which a
+    person would have had to mark each object.
     """
-    heads = stages.in_domain_heads(profile, dataset_name, seed)
-    return _with_head(heads.student, profile.inference, heads.seconds)
+    head = stages.in_domain_head(profile, dataset_name, seed)
+    return _with_head(head.model, profile.inference, head.seconds)
 
 
 def all_background(_profile: Profile, _dataset_name: str, _source: str, _seed: int | None) -> Ready:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from usam import machine, paths
-from usam.data import huggingface
+from usam.data import huggingface, published
 from usam.data.datasets import Dataset
 from usam.errors import UserError
 from usam.evaluation.scores import Scores, evaluate, evaluate_each
@@ -42,7 +42,7 @@ def state(profile: Profile) -> str:
 
 def code_state(profile: Profile) -> str:
     """Key of settings, code and weights alone, without what a crawl has found: it is known before anything has run."""
-    files = [stages.find_checkpoint(profile), *huggingface.model_files(profile.clip.model)]
+    files = [published.checkpoint(profile.sam), *huggingface.model_files(profile.clip.model)]
     sources = [source_key(source) for source in profile.sources.values()]
     return cache.key([profile.decisive(), sources], [*CODE, *stages.own_code(profile)], files)
 

@@ -19,10 +19,10 @@ from safetensors.torch import save
 from usam import machine, paths
 from usam.config import HOW_FAST, DataConfig
 from usam.data import image_files, published
-from usam.data.crops import object_crops
 from usam.data.datasets import Dataset
 from usam.data.grouped import Grouped
 from usam.errors import UserError
+from usam.evaluation.scores import covered_objects
 from usam.files import locked, write_atomically, writing
 from usam.method.masks import MaskEmbeddings, coarser
 from usam.method.sam import Extractor, load_sam
@@ -122,8 +122,8 @@ def training_images(profile: Profile, source: str, names: Sequence[str] | None =
     return made
 
 
-def embeddings(profile: Profile, what: str, split: str | None = None) -> EmbeddingStore:
-    """Mask embeddings of a source's images, or of a data set's split.
+def embeddings(profile: Profile, what: str, split: str | None = None, first: int | None = None) -> EmbeddingStore:
+    """Mask embeddings of a source's images, or of a data set's split, or of the `first` so many images of that.
 
     Those of a source have no masks: the head learns from tokens alone. With `profile.grid`, they are those of the
     points nearest to a coarser grid's.
@@ -131,7 +131,8 @@ def embeddings(profile: Profile, what: str, split: str | None = None) -> Embeddi
     if what in profile.sources:
         return _embedded_images(profile, what, training_images(profile, what))
     data, split = dataset(profile, what, split), split or profile.datasets[what].split
-    places, origin = {one: k for k, one in enumerate(data.image_ids)}, _files_key(profile, what, data, data.files)
+    places = {one: k for k, one in enumerate(data.image_ids[:first])}
+    origin = cache.key([list(places), _files_key(profile, what, data, data.files)])
     return _embedded(profile, f"{what}-{split}", list(places), lambda i: data.image(places[i]), origin)
 
 
@@ -164,7 +165,7 @@ def single_image_folder(profile: Profile) -> Path:
 def _sam_key(profile: Profile, *inputs: Any) -> str:
     """Of SAM, its settings, `inputs` and the code that decides the embeddings."""
     settings = profile.sam.model_dump(mode="json", exclude=HOW_FAST)
-    return cache.key([*inputs, settings], [*CODE, *_folders({profile.sam.model})], [find_checkpoint(profile)])
+    return cache.key([*inputs, settings], [*CODE, *_folders({profile.sam.model})], [published.checkpoint(profile.sam)])
 
 
 def data_key(profile: Profile, dataset_name: str, split: str | None = None) -> str:
@@ -178,21 +179,6 @@ def _files_key(profile: Profile, dataset_name: str, data: Dataset, files: list[P
     made = _stamp(paths.data() / profile.datasets[dataset_name].root).get("key")
     states = made or [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return cache.key([list(data.image_ids), states])
-
-
-def find_checkpoint(profile: Profile) -> Path:
-    """SAM's weights: the file that the profile names, else the published one in the data folder.
-
-    Raises:
-        UserError: it is not there, or has a published file's name and is not that file.
-    """
-    config = profile.sam
-    path = paths.resolve(config.checkpoint) if config.checkpoint else published.checkpoint(config.model)
-    if not path.is_file():
-        how = "put the file there, or name another in the profile"
-        raise UserError(f"SAM checkpoint {path} is missing: {how if config.checkpoint else 'run notebook 00_setup'}")
-    published.check(path)
-    return path
 
 
 def own_code(profile: Profile) -> list[Path]:
@@ -210,7 +196,7 @@ def _folders(names: set[str]) -> list[Path]:
 
 def extractor(profile: Profile) -> Extractor:
     """The profile's SAM with its weights, on the GPU if there is one."""
-    model = load_sam(profile.sam.model, find_checkpoint(profile), machine.device())
+    model = load_sam(profile.sam.model, published.checkpoint(profile.sam), machine.device())
     return Extractor(model, profile.sam, machine.device())
 
 
@@ -232,23 +218,32 @@ def heads_of(profile: Profile, classes: Mapping[str, Sequence[str]], source: str
     return _heads(profile, f"own-{source}-{seed}", source, made, classes, seed)
 
 
-def in_domain_heads(profile: Profile, dataset_name: str, seed: int) -> Heads:
-    """Teacher and student trained on objects of the data set's own training split, each cut out of its scene: as many
-    of each class as the largest of the profile's sources has.
+def in_domain_head(profile: Profile, dataset_name: str, seed: int) -> StoredHead:
+    """A head trained on SAM's masks of marked scenes: those of the data set's training split, at most as many as the
+    largest of the profile's sources has images.
 
     Raises:
-        UserError: the data set has no training split.
+        UserError: the data set has no training split, or shows no object there.
     """
     split = profile.datasets[dataset_name].train
     if split is None:
         raise UserError(f"data set '{dataset_name}' has no training split: name one in the profile, as its 'train'")
     data = dataset(profile, dataset_name, split)
-    crops = object_crops(data, max(source.per_class for source in profile.sources.values()))
-    ids, origin = list(range(len(crops))), cache.key([data_key(profile, dataset_name, split), crops])
-    name, names = f"{dataset_name}-{split}-objects", list(data.class_names)
-    found = _embedded(profile, name, ids, lambda k: crops[k].cut(data.image(crops[k].image)), origin, masks=False)
-    bags = Bags(found.tokens, np.arange(len(crops)), torch.eye(len(names))[[crop.label for crop in crops]])
-    return _trained(profile, f"{dataset_name}-in-domain-{seed}", found, lambda: bags, names, len(names), seed)
+    classes = len(data.class_names)
+    most = classes * max(source.per_class for source in profile.sources.values())
+    found = embeddings(profile, dataset_name, split, most)
+
+    def bags() -> Bags:
+        labels = machine.over_images(lambda i: covered_objects(data[i], found[i])[0], len(found), "marked objects")
+        known = torch.from_numpy(np.stack(list(labels)))  # (N, d)
+        if (known < 0).all():
+            raise UserError(f"{data.name}: no mask fits an object of the classes; choose others, or another split")
+        shown = torch.stack([(known == j).any(1) for j in range(classes)], 1)
+        return Bags(found.tokens, np.arange(len(found)), shown.float(), known)
+
+    inputs = cache.key([data_key(profile, dataset_name, split), list(data.class_names)], ["evaluation/scores.py"])
+    label = f"{dataset_name}-in-domain-{seed}"
+    return _trained(profile, label, found, bags, [inputs], classes, seed, "head", None, profile.distillation)
 
 
 def _heads(
@@ -266,35 +261,39 @@ def _heads(
         plain = Bags.of(found.tokens, made.table["class"].tolist(), classes, profile.head.images_per_class)
         return plain.shuffled(seed) if shuffled else plain
 
-    inputs = [list(classes.items()), shuffled]  # a list, as the order of classes counts
-    return _trained(profile, label, found, bags, inputs, len(classes), seed)
+    bags = functools.cache(bags)
+    # a list, as the order of classes counts
+    rest = profile, label, found, bags, [list(classes.items()), shuffled], len(classes), seed
+    teacher = _trained(*rest, "teacher")
+    student = _trained(*rest, "student", teacher.model, profile.distillation)
+    seconds = teacher.seconds + student.seconds
+    return Heads(teacher.model, student.model, teacher.history, student.history, seconds)
 
 
 def _trained(
-    profile: Profile, label: str, found: EmbeddingStore, bags: Callable[[], Bags], inputs: list, classes: int, seed: int
-) -> Heads:
-    """Teacher and student for so many `classes`, from their files, or trained on `bags` of the embeddings `found`.
+    profile: Profile,
+    label: str,
+    found: EmbeddingStore,
+    bags: Callable[[], Bags],
+    inputs: list,
+    classes: int,
+    seed: int,
+    kind: str,
+    *distilled: Any,
+) -> StoredHead:
+    """A head of so many `classes`, from its file, or trained on `bags` of the embeddings `found`.
 
-    `inputs` are what decides the bags beside the embeddings.
+    `inputs` are what decides the bags beside the embeddings, `distilled` a teacher and the settings of distillation.
     """
-    bags = functools.cache(bags)
-
-    def one(kind: str, *distilled: Any) -> StoredHead:
-        """A teacher or a student, from its file or trained."""
-        settings = [found.folder.name, profile.grid, profile.head, inputs, seed, *distilled[1:]]
-        file = paths.data() / profile.name / "heads" / f"{label}-{kind}-{cache.key(settings, CODE)}.safetensors"
-        with locked(file):
+    settings = [found.folder.name, profile.grid, profile.head, inputs, seed, *distilled[1:]]
+    file = paths.data() / profile.name / "heads" / f"{label}-{kind}-{cache.key(settings, CODE)}.safetensors"
+    with locked(file):
+        trained = load_head(file, classes, profile.head.widths)
+        _report(f"{kind} for {classes} classes", trained is not None, file)
+        if trained is None:
+            with machine.timed() as cost:
+                model, history = train(bags(), profile.head, seed, *distilled, device=machine.device(), label=kind)
+            about = {"history": history.to_csv(index=False), "seconds": str(cost["seconds"])}
+            write_atomically(file, save(model.state_dict(), about))
             trained = load_head(file, classes, profile.head.widths)
-            _report(f"{kind} for {classes} classes", trained is not None, file)
-            if trained is None:
-                with machine.timed() as cost:
-                    model, history = train(bags(), profile.head, seed, *distilled, device=machine.device(), label=kind)
-                about = {"history": history.to_csv(index=False), "seconds": str(cost["seconds"])}
-                write_atomically(file, save(model.state_dict(), about))
-                trained = load_head(file, classes, profile.head.widths)
-        return trained
-
-    teacher = one("teacher")
-    student = one("student", teacher.model, profile.distillation)
-    seconds = teacher.seconds + student.seconds
-    return Heads(teacher.model, student.model, teacher.history, student.history, seconds)
+    return trained
