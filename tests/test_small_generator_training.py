@@ -170,7 +170,7 @@ def test_training_ends_in_a_folder_that_plain_diffusers_draws_from(small_clip, t
     seed = generate.image_seed(0, "dog", 0, 0)
     same = pipe(prompt("dog"), num_inference_steps=2, generator=torch.Generator().manual_seed(seed))
     ours = image_files.read(tmp_path / "made" / table["file"][0]).astype(int)
-    assert ours.shape == (64, 64, 3) and np.abs(ours - np.asarray(same.images[0])).max() <= 1
+    assert ours.shape == (128, 128, 3) and np.abs(ours - np.asarray(same.images[0])).max() <= 1
 
 
 def test_nearest_against_scikit_learn():
