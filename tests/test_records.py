@@ -16,7 +16,7 @@ from usam import machine, paths
 from usam.config import HeadConfig
 from usam.errors import UserError
 from usam.files import check_disk, write_atomically
-from usam.method.training import seed_everything
+from usam.machine import seed_everything
 from usam.pipeline import cache
 from usam.pipeline.records import record
 
