@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from usam.method.head import MaskClassifier
-from usam.method.losses import bad_masks, bag_scores, entropy, mil_loss, uncertainty_loss
+from usam.method.losses import bad_masks, bag_scores, entropy, known_masks_loss, mil_loss, uncertainty_loss
 
 # One image, four masks, two classes. With a = 2, k = ceil(4 / 2) = 2:
 # class 0: the two largest of 1 5 3 2 are 5 and 3, mean 4; class 1: of 0 0 8 4 they are 8 and 4, mean 6.
@@ -35,6 +35,13 @@ def test_mil_loss_by_hand():
         assert mil_loss(BAG, torch.tensor([labels]), 2).item() == pytest.approx(loss, abs=1e-6)
     two = mil_loss(BAG.repeat(2, 1, 1), torch.tensor([[1.0, 0.0], [1.0, 1.0]]), 2)
     assert two.item() == pytest.approx((2.126928 + 1.126928) / 2, abs=1e-6)  # the mean over images
+
+
+def test_loss_of_known_masks_by_hand():
+    # of BAG's masks, the second (5, 0) is known to be class 0, the fourth (2, 4) class 0 too: ln(1 + e^-5), ln(1 + e^2)
+    loss = known_masks_loss(BAG, torch.tensor([[-1, 0, -1, 0]]))
+    assert loss.item() == pytest.approx((0.006715 + 2.126928) / 2, abs=1e-6)  # the mean over known masks alone
+    assert known_masks_loss(BAG, torch.tensor([[-1] * 4])).item() == 0
 
 
 def test_entropy_by_hand():

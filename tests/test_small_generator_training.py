@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -104,6 +105,33 @@ def test_clip_folder_in_plain_transformers(small_clip):
     assert padded["input_ids"].shape[1] == clip.LENGTH
     torch.testing.assert_close(model(**padded).logits_per_image, scores, rtol=1e-4, atol=1e-5)  # pads are not read
     assert 0 <= clip.zero_shot(small_clip, ("studio",), 1)["studio"] <= 1
+
+
+def test_autoencoder_loss_by_hand(monkeypatch):
+    """Grey pictures with one bright column, drawn 0.1 too bright left of it; latents 0.5 off the mean colours."""
+    monkeypatch.setattr(diffusion, "AUTOENCODER_BATCH", 2)
+    pictures = torch.full((2, 3, 16, 16), 51, dtype=torch.uint8)  # -0.6 in [-1, 1]
+    pictures[..., 8] = 204  # 0.6
+    drawn = diffusion.in_range(pictures)
+
+    class Fixed:
+        device = torch.device("cpu")
+
+        def encode(self, some):
+            colours = torch.full((2, 4, 2, 2), -0.6)
+            colours[..., 1] += 1.2 / 8  # the mean of the right 8 x 8 pixels
+            mean = colours + 0.5
+            latent = dict(mean=mean, std=torch.zeros_like(mean), kl=lambda: torch.tensor([3.0, 5.0]))
+            return SimpleNamespace(latent_dist=SimpleNamespace(**latent))
+
+        def decode(self, latent):
+            again = drawn.clone()
+            again[..., :8] += 0.1
+            return SimpleNamespace(sample=again)
+
+    loss = diffusion.autoencoder_loss(Fixed(), pictures, torch.Generator().manual_seed(0))
+    # half of the pixels are 0.1 off; of 15 steps to the right one is 0.1 off, of those down none
+    assert loss.item() == pytest.approx(0.05 + 0.1 / 15 + 0.25 + 4e-6, abs=1e-7)
 
 
 def test_denoising_loss_by_hand():

@@ -1,5 +1,6 @@
 """How the small SAM is trained: what a click means, the losses by hand, a run that stops and goes on."""
 
+import json
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from miniature.sam import build_sam
-from miniature.training import batches, train
+from miniature.training import batches, measure, train
 
 
 def test_click_targets_of_a_drawing_by_hand():
@@ -120,3 +121,20 @@ def test_training_begins_with_given_weights(tmp_path):
     assert all(
         torch.equal(v, run.model.sam.state_dict()[k]) for k, v in load_file(tmp_path / "start.safetensors").items()
     )
+
+
+def test_weights_of_any_file_are_measured(tmp_path, monkeypatch, capsys):
+    torch.manual_seed(0)
+    train.save_weights(build_sam(), tmp_path / "fresh.safetensors")
+    monkeypatch.setattr(measure, "probe", lambda extractor, per_class, scenes: {"probe": [per_class, scenes]})
+
+    def measured(*options: str) -> dict:
+        monkeypatch.setattr(
+            "sys.argv", ["measure", "--scenes", "2", "--threads", str(torch.get_num_threads()), *options]
+        )
+        measure.main()
+        return json.loads(capsys.readouterr().out)
+
+    fresh, ours = measured("--weights", str(tmp_path / "fresh.safetensors"), "--per-class", "3"), measured()
+    assert fresh["weights"] == "fresh.safetensors" and ours["weights"] == "sam.safetensors" and fresh["probe"] == [3, 1]
+    assert fresh["whole_iou"] < ours["whole_iou"] and fresh["whole_count"] == ours["whole_count"] > 0

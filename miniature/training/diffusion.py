@@ -31,7 +31,7 @@ from usam import machine
 from usam.data.class_names import prompt
 
 SIDE = 128
-LATENT_SIDE = 16
+LATENT_SIDE = SIDE // 8
 AUTOENCODER_SHARE = 0.4  # of the time
 BATCH, RATE = 64, 1e-3
 AUTOENCODER_BATCH, AUTOENCODER_RATE = 16, 2e-3
@@ -128,7 +128,7 @@ def train(minutes: float, out: Path, clip: Path, per_drawing: int) -> dict:
 
 
 def learned(per_drawing: int) -> tuple[Tensor, list[tuple[str]]]:
-    """What it learns from: `per_drawing` studio-style pictures of each thing, (N, 3, 128, 128) uint8, and their names."""
+    """`per_drawing` studio-style pictures (N, 3, 128, 128) uint8 of each thing, to learn from; and their names."""
     return render(("studio",), "train", "diffusion", turns(per_drawing), SIDE)
 
 
@@ -140,9 +140,9 @@ def in_range(pictures: Tensor) -> Tensor:
 def autoencoder_loss(vae: AutoencoderKL, pictures: Tensor, generator: torch.Generator) -> Tensor:
     """Reconstruction of a random batch, and a little of the latents' divergence from a normal.
 
-    Absolute errors of pixels, and of the steps from a pixel to its neighbours: without these, edges stay soft. The first
-    three channels of the latents are pulled towards the picture's mean colours of 8 x 8 pixels: left alone, a small
-    autoencoder spends its four channels on shapes, and most colours are lost.
+    Absolute errors of pixels, and of the steps from a pixel to its neighbours: without these, edges stay soft. The
+    first three channels of the latents are pulled towards the picture's mean colours of 8 x 8 pixels: left alone, a
+    small autoencoder spends its four channels on shapes, and most colours are lost.
     """
     some = pictures[torch.randint(len(pictures), (AUTOENCODER_BATCH,), generator=generator)]
     some = in_range(some).to(vae.device)

@@ -118,7 +118,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     profile = profiles.load("mini")
     if arguments.weights:
-        profile = profile.changed("sam.checkpoint", str(arguments.weights.resolve()))
+        profile = profile.changed({"sam.checkpoint": str(arguments.weights.resolve())})
     extractor = stages.extractor(profile)
     result = one_click(extractor, arguments.scenes) | probe(extractor, arguments.per_class, arguments.scenes // 2)
     print(json.dumps(result | {"weights": published.checkpoint(profile.sam).name}, indent=1))

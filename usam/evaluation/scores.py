@@ -172,7 +172,7 @@ def oracle_labels(config: InferenceConfig) -> Annotate:
     def annotate(example: Example, embeddings: MaskEmbeddings) -> LabelledMasks:
         labels, fit = covered_objects(example, embeddings)
         probability = np.zeros((len(labels), max(labels.max(), 0) + 1), np.float32)
-        probability[range(len(labels)), labels] = np.where(labels >= 0, fit, 0)
+        probability[range(len(labels)), labels] = np.where(labels >= 0, fit, 0)  # for -1 a zero, in the last column
         lenient = config.model_copy(update={"score_threshold": 0.5})  # the score is an IoU here
         return label_masks(probability, embeddings, lenient)
 
