@@ -24,7 +24,7 @@ from usam.pipeline.training_images import content_key, source_key
 from usam.profiles import Profile
 from usam.registry import METHODS
 
-CODE = ("method", "data", "baselines", "evaluation", "pipeline")
+CODE = ("machine.py", "method", "data", "baselines", "evaluation", "pipeline")
 SCORES = ("miou", "miou_objects", "map50")  # of a row, as `Scores` has them
 # a method, and its evaluation (data set, embeddings, label of the progress bar) -> scores
 Prepared = tuple[Ready, Callable[[Dataset, EmbeddingStore, str], Sequence[Scores]]]

@@ -34,7 +34,7 @@ from usam.pipeline.training_images import TrainingImages, collect
 from usam.profiles import Profile
 from usam.registry import DATASET_READERS, IMAGE_SOURCES, METHODS, imported, source_folder
 
-CODE = ("method", "data", "pipeline/embedding_store.py")  # decides embeddings and heads
+CODE = ("machine.py", "method", "data", "pipeline/embedding_store.py")  # decides embeddings and heads
 STAMP = "made.json"  # in a data set that was made here: by what, and with which settings
 _reported: set[Path] = set()
 
