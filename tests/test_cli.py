@@ -54,6 +54,15 @@ def test_order_and_choice(house):
             notebooks.choose(jobs, only=wrong)
 
 
+def test_notebooks_that_need_what_a_profile_lacks_are_left_out(house, capsys):
+    write(house, "00_a")
+    write(house, "01_b", usam={"needs": "rivals"})
+    rest = house / "notebooks", house / "results", house / "data", {"profile": "tiny"}, ""
+    assert names(notebooks.plan(*rest, absent=["rivals", "grid"])) == ["00_a"]
+    assert capsys.readouterr().out == "01_b: left out, as the profile has no key 'rivals'\n"
+    assert names(notebooks.plan(*rest, absent=["grid"])) == names(notebooks.plan(*rest)) == ["00_a", "01_b"]
+
+
 def test_unknown_parameter_or_no_parameters_cell_stops_before_execution(house):
     write(house, "00_a", "open('ran', 'w')")
     with pytest.raises(UserError, match=r"00_a.ipynb does not know the parameter depth: .* profile, seed"):

@@ -90,7 +90,7 @@ def test_score_table_has_the_order_of_the_runs():
     table = tables.score_table(run)
     assert table.to_numpy().tolist() == [
         ["voc", "test", "web", "U-SAM", "12.0 ± 2.8", "30.00 ± 0.00", 2],
-        ["voc", "test", "any", "oracle", "50.0", "not run", 1],
+        ["voc", "test", "any", "oracle", "50.0", "–", 1],
     ]
 
 
@@ -111,6 +111,7 @@ def test_mean_and_deviation_as_text():
     assert tables.mean_sd(values) == "11.0 ± 1.4" and tables.mean_sd(10 * values) == "110 ± 14"
     assert tables.mean_sd(values / 10) == "1.10 ± 0.14"
     assert tables.mean_sd(-values[:1]) == "-10.0" and tables.mean_sd(values[:0]) == "not run"
+    assert tables.mean_sd(values * float("nan")) == "–"  # run, but a method that labels pixels has no mAP50
 
 
 def test_beside_the_paper_stand_mean_deviation_and_interval(monkeypatch):
@@ -184,17 +185,17 @@ def test_a_table_in_three_formats(smoke):
     assert pd.read_csv(file.with_suffix(".csv"), dtype=str).equals(table)
     latex = file.with_suffix(".tex").read_text()
     assert r"a\_b & 95\% \\" in latex and r"1.00 ± 0.50 & [0.50, 1.50] \\" in latex and r"50\% of it" in latex
-    assert tables.read_table(smoke, "t", "08_tables").equals(table)
-    with pytest.raises(UserError, match=r"u\.csv is missing: run notebook 08_tables first"):
-        tables.read_table(smoke, "u", "08_tables")
+    assert tables.read_table(smoke, "t", "09_tables").equals(table)
+    with pytest.raises(UserError, match=r"u\.csv is missing: run notebook 09_tables first"):
+        tables.read_table(smoke, "u", "09_tables")
 
 
 def test_a_table_of_other_settings_or_seeds_is_an_error(smoke):
     tables.write_table(smoke, "t", pd.DataFrame({"a": ["1"]}), "some")
-    tables.read_table(smoke, "t", "06_ablation")
+    tables.read_table(smoke, "t", "07_ablation")
     for other in smoke.changed({"head.a": 3}), profiles.load("smoke", seed=5):
-        with pytest.raises(UserError, match=r"t\.csv is of other settings, seeds or code: run notebook 06_ablation"):
-            tables.read_table(other, "t", "06_ablation")
+        with pytest.raises(UserError, match=r"t\.csv is of other settings, seeds or code: run notebook 07_ablation"):
+            tables.read_table(other, "t", "07_ablation")
 
 
 def test_an_effect_in_cells():

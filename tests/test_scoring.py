@@ -9,8 +9,11 @@ import pytest
 from PIL import Image
 
 from usam import paths
+from usam.data.datasets import VOID
 from usam.errors import UserError
+from usam.evaluation import intervals
 from usam.pipeline import scoring, stages
+from usam.pipeline.methods import Ready
 from usam.profiles import Profile
 
 
@@ -38,6 +41,18 @@ def test_painting_nothing_is_right_about_the_background_alone(tiny, results):
     total = floor.confusion.sum(0)
     assert total[:, 1:].sum() == 0  # no pixel has a class
     assert floor.iou[0] == total[0, 0] / total.sum() and np.nansum(floor.iou[1:]) == 0 and floor.map50 == 0
+
+
+def test_a_method_that_labels_pixels_has_no_mean_average_precision(tiny, results):
+    def ready() -> Ready:
+        return Ready(lambda example, _found: np.where(example.semantic == VOID, 0, example.semantic))
+
+    first = scoring.evaluated(tiny, "voc", "none", None, "truth", ready)
+    assert first.miou == 1 and np.isnan(first.map50) and first.matches is None
+    assert pd.read_csv(results)["map50"].isna().all()
+    again = scoring.evaluated(tiny, "voc", "none", None, "truth", None)  # stored
+    assert again.matches is None and (again.confusion == first.confusion).all()
+    assert np.isnan(intervals.mean([again], "map50").value) and intervals.mean([again], "miou").value == 1
 
 
 def test_other_settings_seeds_and_splits_have_scores_of_their_own(tiny, results):

@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from miniature.sam import build_sam
 from miniature.training import batches, measure, train
+from usam.method.sam import captured_tokens
 
 
 def test_click_targets_of_a_drawing_by_hand():
@@ -71,6 +72,31 @@ def test_same_individual_loss_is_small_where_individuals_lie_together():
     assert train.same_individual_loss(everything_alike, owners).item() == pytest.approx(math.log(3), abs=1e-4)
 
 
+@torch.no_grad()
+def test_clicks_on_a_batch_are_decoded_as_by_segment_anything():
+    torch.manual_seed(0)
+    sam = build_sam()
+    features, points = torch.randn(2, 256, 16, 16), torch.randint(0, 128, (2, 3, 2)).float()
+    logits, iou, tokens = train.decode(sam, features, points)
+    for k in range(2):
+        sparse, dense = sam.prompt_encoder((points[k][:, None], torch.ones(3, 1)), None, None)
+        with captured_tokens(sam) as theirs:
+            masks, quality = sam.mask_decoder.predict_masks(
+                features[k : k + 1], sam.prompt_encoder.get_dense_pe(), sparse, dense
+            )
+        mine = slice(3 * k, 3 * k + 3)
+        torch.testing.assert_close(logits[mine], masks, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(iou[mine], quality, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(tokens[mine], theirs[0].flatten(1), atol=1e-4, rtol=1e-4)
+
+
+def test_part_loss_is_small_where_parts_lie_together():
+    parts = torch.tensor([[1, 1, 2, 2]])
+    apart = torch.tensor([[[1.0, 0], [1, 0], [0, 1], [0, 1]]])
+    assert train.part_loss(apart, parts, samples=4) < 0.02
+    assert train.part_loss(apart[:, [0, 2, 1, 3]], parts, samples=4) > 2
+
+
 def test_short_cut_knows_where_the_click_was():
     torch.manual_seed(0)
     short_cut = train.ShortCut()
@@ -100,6 +126,17 @@ def test_schedule_goes_through_both_phases():
     assert 0 < len(first) < len(plans) and plans[: len(first)] == first
     assert plans[-1].tokens == 1 and plans[-1].balance == 0 and plans[-1].rate < 1e-5
     assert all(p.rate <= p.maps_rate <= max(train.RATES) for p in plans)
+    alone = [train.schedule(share, 1000, decoder_alone=True) for share in np.linspace(0, 1, 101)]
+    assert all(p.tokens > 0 for p in alone) and alone[-1] == plans[-1]
+
+
+def test_a_third_of_the_scenes_is_crowded():
+    counts = [len(batches.make_batch(index)["shapes"]) for index in range(12)]  # individuals on 8 scenes
+    usual, crowded = (
+        sum((1 + k) * p for k, p in enumerate(batches.datasets.SCENES[name].chances)) for name in ("voc", "coco")
+    )
+    wanted = batches.SCENES * (0.7 * usual + 0.3 * crowded)
+    assert np.mean(counts) == pytest.approx(wanted, rel=0.15)
 
 
 def test_training_stops_and_goes_on(tmp_path, monkeypatch):

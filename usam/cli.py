@@ -66,7 +66,8 @@ def main(argv: list[str] | None = None) -> int:
         parameters = {"profile": options.profile} | ({} if options.seed is None else {"seed": options.seed})
         results, data = paths.results(options.profile), paths.data() / options.profile
         key = cache.key(profile.decisive(), stages.own_code(profile), inputs(profile))
-        jobs = choose(plan(paths.NOTEBOOKS, results, data, parameters, key), options.only, options.start)
+        absent = [name for name, value in profile if value is None]
+        jobs = choose(plan(paths.NOTEBOOKS, results, data, parameters, key, absent), options.only, options.start)
         run(jobs, force=options.only is not None)
         print(summary(results, time.perf_counter() - start))
         if (results / "runs.csv").exists():

@@ -3,6 +3,7 @@
 import os
 import tempfile
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,12 @@ def read(notebook: Path) -> nbformat.NotebookNode:
         raise UserError(f"{notebook} is no readable notebook ({error}): restore it from the repository") from error
 
 
-def plan(notebooks: Path, results: Path, data: Path, parameters: dict[str, Any], key: str) -> list[Job]:
+def plan(
+    notebooks: Path, results: Path, data: Path, parameters: dict[str, Any], key: str, absent: Collection[str] = ()
+) -> list[Job]:
     """All notebooks `NN_name.ipynb` of a folder in order, without those marked `usam.interactive` in their metadata.
+
+    Those that need a key (`usam.needs`) which the profile does not have are left out, too.
 
     Args:
         notebooks: folder of the notebooks.
@@ -72,6 +77,7 @@ def plan(notebooks: Path, results: Path, data: Path, parameters: dict[str, Any],
         data: as in `Job`.
         parameters: given to every notebook.
         key: of all else that decides the results: settings, code, weights.
+        absent: keys that the profile does not have.
 
     Raises:
         UserError: there is no notebook, one cannot be read, or one has no such parameter.
@@ -79,7 +85,11 @@ def plan(notebooks: Path, results: Path, data: Path, parameters: dict[str, Any],
     jobs = []
     for notebook in sorted(notebooks.glob("[0-9][0-9]_*.ipynb")):
         content = read(notebook)
-        if content.metadata.get("usam", {}).get("interactive"):
+        marks = content.metadata.get("usam", {})
+        if marks.get("interactive"):
+            continue
+        if marks.get("needs") in absent:
+            print(f"{notebook.stem}: left out, as the profile has no key '{marks['needs']}'", flush=True)
             continue
         _check_parameters(notebook, parameters)
         cells = [(c.cell_type, c.source, c.metadata.get("tags", [])) for c in content.cells]

@@ -25,6 +25,7 @@ from usam.config import (
     SourceConfig,
     in_words,
 )
+from usam.config_rivals import RivalsConfig
 from usam.errors import UserError
 
 NOT_CHANGED = {"pictured", "sweeps", "search"}  # of a profile, by `changed`: no score depends on them
@@ -70,10 +71,12 @@ class Profile(Settings):
     distillation: DistillationConfig = DistillationConfig()
     inference: InferenceConfig = InferenceConfig()
     clip: ClipConfig
+    rivals: RivalsConfig | None = None
+    """Leopart, TransFGU and ACR in 06_rivals and in Tables 1 and 2; without this key they are not run."""
     grid: Count | None = None
     """side of a coarser grid; of SAM's points only the nearest to its points are used, all by default."""
     sweeps: dict[str, list[Any]] = Field(default_factory=dict)
-    """settings that 06_ablation changes one at a time on the validation split, with the values to try beside the
+    """settings that 07_ablation changes one at a time on the validation split, with the values to try beside the
     profile's own."""
     search: SearchConfig | None = None
     """settings that are chosen together on the validation split; nothing is chosen by default."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import IterableDataset
 
+from miniature import datasets
 from miniature.sam import IMAGE_SIZE
 from miniature.shapes import Part
 from miniature.splits import rng_of
@@ -17,6 +18,7 @@ from miniature.world import DRAWINGS, Picture, draw, scene
 
 SCENES, VIEWS = 8, 2  # a batch: 8 scenes, two pictures of each
 CLICKS, SAM_CLICKS = 15, 5  # on each picture; the first five go through SAM's own decoder, which is dear
+CROWDED = 0.3  # of the scenes are as in the miniature's COCO, the rest as in its VOC
 SHAPE_SIZE = 24
 SIZES = ((128, 128), (96, 128), (128, 96), (112, 128), (128, 112))
 
@@ -90,12 +92,13 @@ def make_batch(index: int, split: str = "sam") -> dict[str, Tensor]:
     batch: dict[str, list] = {k: [] for k in ("images", "points", "maps", "owners", "owner_map")}
     shapes: list[np.ndarray] = []
     for _ in range(SCENES):
-        count = int(rng.choice([1, 2, 3, 4, 5], p=[0.25, 0.3, 0.25, 0.12, 0.08]))
+        kind = datasets.SCENES["coco" if rng.random() < CROWDED else "voc"]
+        count = int(rng.choice(len(kind.chances), p=kind.chances)) + 1
         individuals = [(str(len(shapes) + k), _anyone(rng)) for k in range(count)]  # a number in place of a name
         shapes += [neutral_drawing(parts) for _, parts in individuals]
         for _ in range(VIEWS):
             style_name = rng.choice(["any", "scene"])
-            _add(batch, scene(individuals, rng, SIZES[rng.integers(len(SIZES))], style_name), rng)
+            _add(batch, scene(individuals, rng, SIZES[rng.integers(len(SIZES))], style_name, kind.layout), rng)
     return {
         "images": torch.from_numpy(np.stack(batch["images"])),  # (16, 3, 128, 128) float32
         "points": torch.tensor(batch["points"], dtype=torch.float32),  # (16, CLICKS, 2) x, y

@@ -2,16 +2,17 @@
 
 No class label enters. A picture gives what a person with a brush could give: outlines of whole objects, of their
 parts, of nameless blobs and of the background; and every scene is drawn twice with the same individuals (other
-paint, background, pose, neighbours, light). Two phases share the time:
+paint, background, pose, neighbours, light). Two phases share the time; with weights to begin with there is the second
+one alone:
 
 1. The encoder, cheap because SAM's transformer rests: the feature under a click must give the four masks of that
    click (single, part, group, whole; cross-entropy and Dice) by a short cut; features on an individual must find the
-   same individual in the other picture among all of the batch (InfoNCE), tell the parts of a picture apart, tell
-   things from background, say where within their 8 x 8 pixels borders run, and give the individual's outline and
-   part borders as a small neutral drawing.
+   same individual in the other picture among all of the batch (InfoNCE), tell things from background, say where
+   within their 8 x 8 pixels borders run, and give the individual's outline and part borders as a small neutral
+   drawing. Enlarged to the masks' 64 x 64 places, they must tell the parts of a picture apart and know its colours.
 2. Everything: a click gives four masks through SAM's own decoder, and their IoU (squared error); its 1024 token
    values must tell the feature under the click (cosine), find the same individual and redraw it, as the features
-   did. The losses of phase 1 go on.
+   did. The losses of phase 1 go on, but for the short cut.
 
 Telling individuals apart and redrawing them stand in for SAM's scale (1.1 billion masks), from which its tokens get
 their meaning.
@@ -34,7 +35,7 @@ from miniature.sam import IMAGE_SIZE, TOKEN_DIM, build_sam
 from miniature.training.batches import SAM_CLICKS, SCENES, SHAPE_SIZE, VIEWS, Stream, click_targets
 from miniature.training.loop import SAVE_EVERY, descend, load_state, running_average, save_state
 from usam import machine
-from usam.method.sam import captured_tokens
+from usam.method import fast
 
 ENCODER_SHARE = 0.37  # of the time, for phase 1
 RATES = (8e-4, 5e-4)  # peak learning rates of the two phases
@@ -45,10 +46,7 @@ MASK_WEIGHTS = (0.6, 1.5, 1.2, 0.7)  # of single, part, group, whole in the mask
 
 
 def decode(sam: Sam, features: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Clicks of a batch of pictures through SAM's own decoder, in one call.
-
-    The decoder takes one image and adds a dense prompt to it for each click. Here the image is zero and the dense
-    prompts carry the pictures, so that clicks on different pictures fit into one call.
+    """Clicks on a batch of pictures through SAM's decoder, as U-SAM computes it.
 
     Args:
         sam: the small SAM.
@@ -58,15 +56,19 @@ def decode(sam: Sam, features: Tensor, points: Tensor) -> tuple[Tensor, Tensor, 
     Returns:
         mask logits (B * K, 4, 64, 64), predicted IoU (B * K, 4), tokens (B * K, 1024), all float32.
     """
-    points = points.flatten(0, 1)[:, None]  # (B * K, 1, 2)
-    labels = torch.ones(len(points), 1, device=points.device)
-    sparse, dense = sam.prompt_encoder((points, labels), None, None)
-    dense = dense + features.repeat_interleave(len(points) // len(features), dim=0)
-    with captured_tokens(sam) as tokens:
-        logits, iou = sam.mask_decoder.predict_masks(
-            torch.zeros_like(features[:1]), sam.prompt_encoder.get_dense_pe(), sparse, dense
-        )
-    return logits.float(), iou.float(), tokens[0].flatten(1).float()
+    clicks = points.flatten(0, 1)[:, None]  # (B * K, 1, 2)
+    sparse, dense = sam.prompt_encoder((clicks, torch.ones(len(clicks), 1, device=clicks.device)), None, None)
+    answers = fast.decode_prompts(
+        sam,
+        features,
+        sam.prompt_encoder.get_dense_pe(),
+        sparse.unflatten(0, points.shape[:2]),
+        dense[:1],
+        choose=lambda iou: torch.arange(4, device=iou.device).expand(len(iou), -1),
+        at_once=len(clicks),
+    )
+    logits, iou, tokens = (answer.flatten(0, 1).float() for answer in answers)
+    return logits, iou, tokens.flatten(1)
 
 
 def mask_loss(logits: Tensor, targets: Tensor, ious: Tensor, balance: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -104,12 +106,16 @@ def same_individual_loss(z: Tensor, owners: Tensor, temperature: float = 0.1) ->
     return -((log_p * positive).sum(1)[has] / positive.sum(1)[has]).mean()
 
 
-def part_loss(z: Tensor, parts: Tensor, samples: int = 64, temperature: float = 0.2) -> Tensor:
-    """The same within each picture, with parts for individuals: features (B, P, D), parts (B, P)."""
-    chosen = torch.randperm(z.shape[1], device=z.device)[:samples]
-    return torch.stack(
-        [same_individual_loss(a[chosen], b[chosen], temperature) for a, b in zip(z, parts, strict=True)]
-    ).mean()
+def part_loss(z: Tensor, parts: Tensor, samples: int = 128, temperature: float = 0.2) -> Tensor:
+    """The same within each picture, with parts for individuals, at some places, few of them on the background.
+
+    Args:
+        z: (B, P, D) features.
+        parts: (B, P) part at each place, 0 on the background.
+    """
+    chosen = torch.where(parts > 0, 1.0, 0.2).multinomial(samples)
+    pairs = zip(z, parts, chosen, strict=True)
+    return torch.stack([same_individual_loss(a[some], b[some], temperature) for a, b, some in pairs]).mean()
 
 
 def detail_loss(logits: Tensor, owners: Tensor, parts: Tensor) -> Tensor:
@@ -210,7 +216,8 @@ class Trainee(nn.Module):
         super().__init__()
         self.sam = build_sam()
         attend_to_click(self.sam)
-        self.individual, self.part = nn.Linear(TOKEN_DIM, 128), nn.Linear(TOKEN_DIM, 64)
+        self.individual, self.part = nn.Linear(TOKEN_DIM, 128), nn.Conv2d(TOKEN_DIM // 8, 32, 1)
+        self.colour = nn.Conv2d(TOKEN_DIM // 8, 3, 1)
         self.thing, self.redraw = nn.Linear(TOKEN_DIM, 1), Redraw(TOKEN_DIM)
         self.short_cut = ShortCut()
         self.detail = nn.Sequential(nn.Conv2d(TOKEN_DIM, 3 * 16, 1), nn.PixelShuffle(4))
@@ -221,47 +228,48 @@ class Trainee(nn.Module):
         """Total loss and what it is made of."""
         features = self.sam.image_encoder(batch["images"])
         upscaled = self.sam.mask_decoder.output_upscaling(features)
-        losses = self.feature_losses(features.float(), upscaled.float(), batch, plan.balance)
+        losses = self.feature_losses(features.float(), upscaled.float(), batch)
         meaning = losses["individual"] + 20 * losses["redraw"]
-        place = 0.5 * losses["part"] + 0.5 * losses["thing"] + 5 * losses["detail"] + 6 * losses["clicks"]
+        place = losses["part"] + 0.5 * losses["thing"] + 5 * losses["detail"] + 5 * losses["colour"]
         total = 0.5 * meaning + place
         if plan.tokens > 0:
             more = self.decoder_losses(features, batch, plan.balance)
             total = 0.3 * total + 2 * more["masks"] + more["quality"] + 3 * more["feature"]
             total = total + plan.tokens * (0.3 * more["token_individual"] + 6 * more["token_redraw"])
-            losses |= more
+        else:
+            more = self.short_cut_losses(features.float(), upscaled.float(), batch, plan.balance)
+            total = total + 6 * more["clicks"]
+        losses |= more
         return total, {k: float(v.detach()) for k, v in losses.items()}
 
-    def feature_losses(
-        self, features: Tensor, upscaled: Tensor, batch: dict[str, Tensor], balance: float
-    ) -> dict[str, Tensor]:
-        """Phase 1, on features (B, 256, 16, 16) and the same upscaled, (B, 32, 64, 64)."""
+    def feature_losses(self, features: Tensor, upscaled: Tensor, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Both phases, on features (B, 256, 16, 16) and the same upscaled, (B, 32, 64, 64)."""
         with torch.autocast(features.device.type, enabled=False):
             flat = features.flatten(2).transpose(1, 2)  # (B, 256 places, 256 channels)
             part_map = batch["maps"][:, 2, 1::2, 1::2].clamp(min=0)  # (B, 64, 64)
-            owners, parts = (m[:, 2::4, 2::4].flatten(1) for m in (batch["owner_map"], part_map))  # (B, 256)
-            detail = detail_loss(self.detail(features), batch["owner_map"], part_map)
+            owners, things = (m[:, 2::4, 2::4].flatten(1) for m in (batch["owner_map"], part_map > 0))  # (B, 256)
+            on_object = (owners >= 0).flatten().nonzero()[:, 0]
+            some = on_object[torch.randperm(len(on_object), device=flat.device)[:384]]
+            z, who = flat.flatten(0, 1)[some], owners.flatten()[some]
+            return dict(
+                individual=same_individual_loss(self.individual(z), who),
+                redraw=F.binary_cross_entropy_with_logits(self.redraw(z), batch["shapes"][who]),
+                part=part_loss(self.part(upscaled).flatten(2).mT, part_map.flatten(1)),
+                colour=F.smooth_l1_loss(self.colour(upscaled), F.avg_pool2d(batch["images"], 2)),
+                thing=F.binary_cross_entropy_with_logits(self.thing(flat)[..., 0], things.float()),
+                detail=detail_loss(self.detail(features), batch["owner_map"], part_map),
+            )
+
+    def short_cut_losses(
+        self, features: Tensor, upscaled: Tensor, batch: dict[str, Tensor], balance: float
+    ) -> dict[str, Tensor]:
+        """Phase 1, on clicks; features as in `feature_losses`."""
+        with torch.autocast(features.device.type, enabled=False):
             masks = self.short_cut(features, upscaled, batch["points"])
             targets = click_targets(batch["maps"], batch["points"])
             clicks, _, measured = mask_loss(masks, targets, torch.zeros_like(masks[:, :, 0, 0]), balance)
             on = (batch["owners"] >= 0).flatten()
-            things = F.binary_cross_entropy_with_logits(self.thing(flat)[..., 0], (parts > 0).float())
-            on_object = (owners >= 0).flatten().nonzero()[:, 0]
-            some = on_object[torch.randperm(len(on_object), device=flat.device)[:384]]
-            z, who = flat.flatten(0, 1)[some], owners.flatten()[some]
-            redraw = F.binary_cross_entropy_with_logits(self.redraw(z), batch["shapes"][who])
-            individual = same_individual_loss(self.individual(z), who)
-            return dict(
-                individual=individual,
-                redraw=redraw,
-                part=part_loss(self.part(flat), parts),
-                thing=things,
-                detail=detail,
-                clicks=clicks,
-                quick_part=measured[on, 1].mean(),
-                quick_whole=measured[on, 3].mean(),
-                quick_rest=measured[~on, 3].mean(),
-            )
+            return dict(clicks=clicks, quick_part=measured[on, 1].mean(), quick_whole=measured[on, 3].mean())
 
     def decoder_losses(self, features: Tensor, batch: dict[str, Tensor], balance: float) -> dict[str, Tensor]:
         """Phase 2, on clicks."""
@@ -303,8 +311,10 @@ class Plan(NamedTuple):
     balance: float
 
 
-def schedule(share: float, step: int) -> Plan:
-    """The plan when `share` of the time is over."""
+def schedule(share: float, step: int, decoder_alone: bool = False) -> Plan:
+    """The plan when `share` of the time is over; phase 2 takes all of it if `decoder_alone`."""
+    if decoder_alone:
+        share = ENCODER_SHARE + (1 - ENCODER_SHARE) * share
     if share < ENCODER_SHARE:
         rate = RATES[0] * min((step + 1) / 200, 1) * (1 - 0.7 * share / ENCODER_SHARE)
         return Plan(rate, rate, 0.0, 0.5)
@@ -349,27 +359,24 @@ class Run:
         return losses
 
 
-def train(minutes: float, out: Path, start: Path | None = None, first: int = 0, compiled: bool = False) -> dict:
+def train(minutes: float, out: Path, start: Path | None = None, first: int = 0) -> dict:
     """Train until `minutes` of wall-clock time are spent, over all starts; returns what it took.
 
     Args:
         minutes: the schedule follows them.
         out: where the weights go; the state to go on from lies beside.
-        start: weights to begin with.
+        start: weights to begin with; then there is phase 2 alone.
         first: number of the first batch, so that training on sees new pictures.
-        compiled: compile SAM's upscaling, which saves a seventh of a step of phase 2; needs a C++ compiler.
     """
     torch.manual_seed(0)
     run, last_save, smoothed = Run(out, machine.device(), start), time.monotonic(), {}
-    if compiled:  # after the average was copied from it
-        run.model.sam.mask_decoder.output_upscaling.compile(dynamic=False)
     clock = time.monotonic()
     worker = dict(num_workers=1, prefetch_factor=4, multiprocessing_context="spawn")  # OpenCV's threads survive no fork
     for batch in DataLoader(Stream(first + run.step), batch_size=None, **worker):
         share = run.seconds / (60 * minutes)
         if share >= 1:
             break
-        plan = schedule(share, run.step)
+        plan = schedule(share, run.step, decoder_alone=start is not None)
         losses = run.update({k: v.to(machine.device()) for k, v in batch.items()}, plan)
         smoothed = {k: 0.95 * smoothed.get(k, v) + 0.05 * v for k, v in losses.items()}
         run.seconds, clock = run.seconds + time.monotonic() - clock, time.monotonic()
@@ -398,13 +405,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=120, help="wall-clock training time; the schedule follows it")
     parser.add_argument("--out", type=Path, default=Path("sam.safetensors"), help="where the weights go")
-    parser.add_argument("--start", type=Path, help="weights to begin with, instead of none")
+    parser.add_argument("--start", type=Path, help="weights to begin with, instead of none: phase 2 alone")
     parser.add_argument("--first", type=int, default=0, help="number of the first batch of pictures")
-    parser.add_argument("--compile", action="store_true", help="a seventh faster in phase 2; needs a C++ compiler")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads for training")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    print(json.dumps(train(arguments.minutes, arguments.out, arguments.start, arguments.first, arguments.compile)))
+    print(json.dumps(train(arguments.minutes, arguments.out, arguments.start, arguments.first)))
 
 
 if __name__ == "__main__":

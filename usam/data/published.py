@@ -142,9 +142,11 @@ def get(profile: Profile) -> None:
 
 
 def models(profile: Profile) -> set[str]:
-    """Name the models that the profile's sources and CLIP load: folders, or repositories on the Hugging Face hub."""
+    """Name the models that the profile's sources, CLIP and rivals load: folders, or repositories on the Hugging Face
+    hub."""
     drawing = {IMAGE_SOURCES.find(source.kind).model(source.settings) for source in profile.sources.values()}
-    return (drawing - {None}) | {profile.clip.model}
+    dino = {profile.rivals.leopart.backbone, profile.rivals.transfgu.backbone} if profile.rivals else set()
+    return (drawing - {None}) | {profile.clip.model} | dino
 
 
 def get_files(profile: Profile) -> None:

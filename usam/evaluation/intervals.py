@@ -127,10 +127,10 @@ def of_mean(values: Callable[..., np.ndarray], *images: int) -> Interval:
         images: N of each set of images.
 
     Returns:
-        The interval; its ends are NaN for a single image, and where a draw has no value.
+        The interval; its ends are NaN for a single image, and all of it where there is no value.
     """
     each = values(*(np.ones((1, count)) for count in images))[:, 0]  # (S,)
-    if min(images) < 2:
+    if min(images) < 2 or np.isnan(each).any():
         return Interval(float(each.mean()), np.nan, np.nan)
     rng, drawn = np.random.default_rng(0), []
     for _ in range(RESAMPLES // AT_ONCE):

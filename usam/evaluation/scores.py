@@ -23,11 +23,11 @@ class Scores:
 
     Attributes:
         confusion: (N, C + 1, C + 1) int32 pixel counts.
-        matches: of detections and objects.
+        matches: of detections and objects; None for a method that labels pixels and finds no objects.
     """
 
     confusion: np.ndarray
-    matches: Matches
+    matches: Matches | None
 
     @property
     def miou(self) -> float:
@@ -41,8 +41,9 @@ class Scores:
 
     @property
     def map50(self) -> float:
-        """Mean average precision at mask IoU 0.5 over the classes that occur (crowds alone do not count)."""
-        return float(mean_known(self.matches.average_precision()))
+        """Mean average precision at mask IoU 0.5 over the classes that occur (crowds alone do not count); NaN without
+        objects to match."""
+        return float(mean_known(self.matches.average_precision())) if self.matches else np.nan
 
     @property
     def iou(self) -> np.ndarray:
@@ -61,7 +62,8 @@ class Scores:
     def resampled(self, score: str, weights: np.ndarray) -> np.ndarray:
         """`score` ("miou", "miou_objects", "map50") as if image i were there weights[b, i] times: (B, N) -> (B,)."""
         if score == "map50":
-            return mean_known(self.matches.average_precision(weights))
+            unknown = np.full(len(weights), np.nan)
+            return mean_known(self.matches.average_precision(weights)) if self.matches else unknown
         images, side = self.confusion.shape[:2]
         total = weights.astype(float) @ self.confusion.reshape(images, side**2)
         iou = class_iou(total.reshape(-1, side, side))  # (B, C + 1)
@@ -70,13 +72,14 @@ class Scores:
     def packed(self, **more: str) -> bytes:
         """All of it, and `more`, as NumPy's .npz."""
         content = io.BytesIO()
-        np.savez_compressed(content, confusion=self.confusion, **vars(self.matches), **more)
+        np.savez_compressed(content, confusion=self.confusion, **(vars(self.matches) if self.matches else {}), **more)
         return content.getvalue()
 
     @classmethod
     def of(cls, found: Mapping[str, np.ndarray]) -> "Scores":
         """What `packed` made, opened by `numpy.load`."""
-        return cls(found["confusion"], Matches(**{f.name: found[f.name] for f in fields(Matches)}))
+        names = [field.name for field in fields(Matches)]
+        return cls(found["confusion"], Matches(**{n: found[n] for n in names}) if names[0] in found else None)
 
 
 def evaluate(
@@ -109,15 +112,18 @@ def evaluate_each(
 def _evaluate(
     dataset: Dataset,
     store: Sequence[MaskEmbeddings],
-    annotate: Callable[[Example, MaskEmbeddings], list[LabelledMasks]],
+    annotate: Callable[[Example, MaskEmbeddings], list[LabelledMasks | np.ndarray]],
     label: str,
 ) -> list[Scores]:
-    """Scores of each of the answers that `annotate` has for an image."""
+    """Scores of each of the answers that `annotate` has for an image, all of one kind: masks, or semantic maps."""
     classes = len(dataset.class_names)
 
-    def one(i: int) -> tuple[Truth, list[tuple[np.ndarray, list[Detection]]]]:
+    def one(i: int) -> tuple[Truth, list[tuple[np.ndarray, list[Detection] | None]]]:
         example, answers = dataset[i], []
         for found in annotate(example, store[i]):
+            if isinstance(found, np.ndarray):
+                answers.append((confusion_matrix(example.semantic, found, classes), None))
+                continue
             counts = confusion_matrix(example.semantic, found.semantic_map(), classes)
             rows = zip(found.labels.tolist(), found.scores.tolist(), masks_to_rle(found.masks), strict=True)
             answers.append((counts, [(example.image_id, *row) for row in rows]))
@@ -127,7 +133,8 @@ def _evaluate(
     scores = []
     for of_all in zip(*answers, strict=True):
         confusion, detections = zip(*of_all, strict=True)
-        scores.append(Scores(np.stack(confusion), match(truth, list(chain(*detections)), classes)))
+        matches = None if None in detections else match(truth, list(chain(*detections)), classes)
+        scores.append(Scores(np.stack(confusion), matches))
     return scores
 
 

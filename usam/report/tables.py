@@ -108,11 +108,13 @@ def over_the_first(tried: Mapping[str, Sequence[Scores]]) -> pd.DataFrame:
 def mean_sd(values: pd.Series) -> str:
     """Return shares as "mean ± standard deviation" in percent, with the digits that the deviation deserves.
 
-    A single value has no deviation and one decimal; no value is "not run".
+    A single value has no deviation and one decimal; no row is "not run", and rows without a value are "–".
     """
-    values = values.dropna() * 100
     if values.empty:
         return "not run"
+    values = values.dropna() * 100
+    if values.empty:
+        return "–"
     spread = values.std(ddof=1)
     places = intervals.decimals(spread)
     return f"{values.mean():.{places}f}" + (f" ± {spread:.{places}f}" if len(values) > 1 else "")
