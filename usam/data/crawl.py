@@ -24,7 +24,7 @@ from tqdm import tqdm
 from usam import paths
 from usam.data import image_files, openverse
 from usam.data.class_names import check_names, folder_name
-from usam.data.http import TEMPORARY, UNREACHABLE, Rejected, Web
+from usam.data.http import BROKEN, TEMPORARY, UNREACHABLE, Rejected, Web
 from usam.data.sources import CrawlConfig
 from usam.errors import UserError
 from usam.files import locked, read_csv, write_atomically
@@ -108,15 +108,17 @@ def _fill(
 
 
 def _record(crawled: "_CrawlFolder", row: dict, reached: set[str]) -> None:
-    """Write a row; one without a connection is held back until it is clear that our own network is not down.
+    """Write a row; one without a connection, or whose connection broke, is held back until it is clear that our own
+    network is not down.
 
     If it is down, rows of hosts that answered before are dropped: the next run tries these candidates again.
     """
     crawled.unwritten.append(row)
-    if row["reason"] != UNREACHABLE:
+    if row["reason"] not in (UNREACHABLE, BROKEN):
         return crawled.flush()
     hosts = [urlsplit(row["url"]).hostname for row in crawled.unwritten]
-    if len({host for host in hosts if host not in reached}) + sum(host in reached for host in hosts) >= OFFLINE:
+    silent = [host for host, row in zip(hosts, crawled.unwritten, strict=True) if row["reason"] == UNREACHABLE]
+    if len({host for host in silent if host not in reached}) + sum(host in reached for host in silent) >= OFFLINE:
         crawled.unwritten = [row for row, host in zip(crawled.unwritten, hosts, strict=True) if host not in reached]
         crawled.flush()
         raise UserError(f"no network: {row['url']} and others cannot be reached; connect and run again")
