@@ -23,7 +23,7 @@ from usam.baselines.acr_losses import (
     segment_of,
 )
 from usam.baselines.acr_networks import Classifier, Reconstructor, load_weights, resnet
-from usam.baselines.backbone import square
+from usam.baselines.fitting import square
 from usam.config_rivals import AcrConfig
 from usam.errors import UserError
 

@@ -17,8 +17,7 @@ from sklearn.preprocessing import StandardScaler
 from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
 from usam.baselines import fitting, leopart
-from usam.baselines.backbone import square
-from usam.baselines.fitting import Pictures
+from usam.baselines.fitting import Pictures, square
 from usam.baselines.leopart import Clusters, Leopart
 from usam.config_rivals import LeopartConfig
 from usam.errors import UserError

@@ -45,7 +45,7 @@ def test_crops_are_pieces_of_their_picture():
 
 def test_training_stops_goes_on_and_is_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(dino, "BATCH", 2)
-    monkeypatch.setattr(dino, "STYLES", {"any": 1})
+    monkeypatch.setattr(dino, "STYLES", ("any",))
     out = tmp_path / "dino"
     first = dino.train(0.005, out, 8)
     before = ViTModel.from_pretrained(out, add_pooling_layer=False).state_dict()

@@ -12,8 +12,7 @@ from transformers.models.vit import modeling_vit
 
 from usam.baselines import fitting
 from usam.baselines import transfgu_steps as steps
-from usam.baselines.backbone import square
-from usam.baselines.fitting import Pictures
+from usam.baselines.fitting import Pictures, square
 from usam.baselines.transfgu import Transfgu
 from usam.config_rivals import TransfguConfig
 from usam.errors import UserError

@@ -109,3 +109,8 @@ class RivalsConfig(Settings):
     leopart: LeopartConfig = LeopartConfig()
     transfgu: TransfguConfig = TransfguConfig()
     acr: AcrConfig = AcrConfig()
+
+    @property
+    def backbones(self) -> set[str]:
+        """The models that Leopart and TransFGU begin with."""
+        return {self.leopart.backbone, self.transfgu.backbone}

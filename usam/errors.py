@@ -6,4 +6,8 @@ class UserError(Exception):
 
     def _render_traceback_(self) -> list[str]:
         """What a notebook shows of it: IPython asks."""
-        return [f"UserError: {self}"]
+        return [f"{type(self).__name__}: {self}"]
+
+
+class Collapse(UserError):
+    """Training has ended in a state that tells nothing apart: a result, which a comparison reports and goes on."""

@@ -109,6 +109,17 @@ class Profile(Settings):
             raise UserError(f"profile '{self.name}' has no source '{chosen}': it has {', '.join(self.sources)}")
         return chosen
 
+    def training_split(self, dataset_name: str) -> str:
+        """The split whose scenes may be learned from.
+
+        Raises:
+            UserError: the data set has none.
+        """
+        split = self.datasets[dataset_name].train
+        if split is None:
+            raise UserError(f"data set '{dataset_name}' has no training split: name one in the profile, as its 'train'")
+        return split
+
     @model_validator(mode="after")
     def _changes_can_be_made(self) -> Self:
         search = [*self.search.heads, *self.search.clip] if self.search else []

@@ -32,7 +32,7 @@ from usam.data.class_names import VOC
 
 SIDE, PATCH = 128, 8  # pixels
 MEAN = DEVIATION = 0.5  # of the normalisation, all three colours
-STYLES = {"web": 2, "any": 2, "scene": 2}  # shares of the pictures
+STYLES = ("web", "any", "scene")
 CROP, AREA = 64, (0.3, 1.0)  # side of the crops in pixels, and which share of the picture's area they show
 HIDDEN, OUTPUT = 512, 128
 BATCH, RATE = 128, 1e-3
@@ -152,12 +152,11 @@ def loss_of(pair: Pair, pictures: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def train(minutes: float, out: Path, count: int) -> dict:
-    """Train within `minutes` over all starts on `count` times `STYLES` pictures, save the folder, say what it took."""
+    """Train within `minutes` over all starts on `count` pictures a style, save the folder, and say what it took."""
     torch.manual_seed(0)
     device = machine.device()
     out.parent.mkdir(parents=True, exist_ok=True)
-    parts = [render((style,), "train", "dino", range(count * share), SIDE)[0] for style, share in STYLES.items()]
-    pictures = torch.cat(parts)
+    pictures = torch.cat([render((style,), "train", "dino", range(count), SIDE)[0] for style in STYLES])
     loop = Loop(Pair().to(device).train(), RATE, minutes, out.with_name(f"{out.name}.pt"), [count])
     loop.run(lambda pair, generator: loss_of(pair, pictures, generator))
     save(loop.average.module.student.backbone, out)
@@ -207,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--minutes", type=float, default=90, help="training time over all starts; 0 only measures")
     parser.add_argument("--out", type=Path, default=Path("dino"), help="the folder to write")
-    parser.add_argument("--count", type=int, default=4_000, help="pictures to draw for a share of 1")
+    parser.add_argument("--count", type=int, default=3_000, help="pictures to draw of each style")
     parser.add_argument("--scenes", type=int, default=500, help="held-out scenes for the probe")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     arguments = parser.parse_args()

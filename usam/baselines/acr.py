@@ -29,9 +29,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from usam import machine
 from usam.baselines import fitting
 from usam.baselines.acr_losses import (
     CLASSIFIER,
@@ -43,9 +41,9 @@ from usam.baselines.acr_losses import (
     segment_of,
 )
 from usam.baselines.acr_networks import Classifier, Reconstructor, enlarged, load_weights
-from usam.baselines.backbone import square, stack
+from usam.baselines.fitting import Pictures, fast, square, squares
 from usam.config_rivals import AcrConfig
-from usam.errors import UserError
+from usam.errors import Collapse, UserError
 
 SCALES = (0.5, 1, 1.5, 2)
 SMALLEST = 0.6  # side of a crop, as a share of the image's
@@ -74,7 +72,7 @@ class _Training:
         """The reconstructor's step, then the classifier's, on the same images; values of all terms."""
         chance, taught = fitting.generator(self.seed, n, 1), {}
         pictures, labels, chosen = self._batch(chance)
-        with _half(self.model.device):
+        with fast(self.model.device):
             cams, logits, _ = self.model.classifier(pictures)
             mask, won = segment_of(cams, labels, chosen, self.model.config.side)
         losses = {"classes": class_loss(logits, labels)}
@@ -103,7 +101,7 @@ class _Training:
         net, config = self.model.reconstructor, self.model.config
         share = min(0.2 + 0.01 * (n * config.batch // len(self.images)), 0.5)
         hidden = hidden_cells(len(pictures), config.grid, share, config.side, chance).to(mask.device)
-        with _half(self.model.device):
+        with fast(self.model.device):
             logits, features = net(pictures)
             losses = reconstructor_losses(net.paint, features, pictures, mask, hidden)
         losses["reconstructor_classes"] = class_loss(logits, labels)
@@ -113,7 +111,7 @@ class _Training:
         """The terms of L_C that need the reconstructor as it is."""
         net = self.model.reconstructor
         net.paint.requires_grad_(False)
-        with _half(self.model.device):
+        with fast(self.model.device):
             with torch.no_grad():
                 _, features = net(pictures)
             losses = classifier_losses(net.paint, features, pictures, mask, won)
@@ -129,10 +127,6 @@ def crops(pictures: Tensor, chance: torch.Generator) -> Tensor:
     boxes = torch.cat([torch.diag_embed(torch.cat([flips * sides, sides], 1)), middles[:, :, None]], 2)
     grid = F.affine_grid(boxes.to(pictures.device), list(pictures.shape), align_corners=False)
     return F.grid_sample(pictures, grid, padding_mode="border", align_corners=False)
-
-
-def _half(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=machine.best_precision(device.type) == "bfloat16")
 
 
 def _optimizer(net: Classifier, config: AcrConfig) -> torch.optim.Optimizer:
@@ -159,7 +153,7 @@ def _descend(
     optimizer.step()
     values = {name: loss.item() for name, loss in losses.items()}
     if not all(map(math.isfinite, values.values())):
-        raise UserError("the training of ACR has diverged: lower the learning rates, `acr.rates` in the profile")
+        raise Collapse("the training of ACR has diverged: lower the learning rates, `acr.rates` in the profile")
     return values
 
 
@@ -206,7 +200,7 @@ class Acr(nn.Module):
                 setattr(self, name, None if alone else kind(self.config, self.classes).to(self.device))
         self.eval()
 
-    def fit(self, pictures: fitting.Pictures, seed: int, state: Path) -> pd.DataFrame:
+    def fit(self, pictures: Pictures, seed: int, state: Path) -> pd.DataFrame:
         """Train from the beginning, or from what stands in `state`; a row a step with each term of the losses.
 
         `spread` is the masks' standard deviation over an image, `zero` the share of pixels where they are 0: without
@@ -220,14 +214,13 @@ class Acr(nn.Module):
         self._build(seed)
         for net in filter(None, (self.classifier, self.reconstructor)):
             load_weights(net.resnet, self.config)
-        images = tqdm(map(pictures.image, range(len(pictures))), "images", len(pictures), leave=False, unit="image")
-        training = _Training(self, stack(images, self.config.side), pictures.labels, seed)
+        training = _Training(self, squares(pictures, self.config.side), pictures.labels, seed)
         self.train()
         label = "CAM" if self.plain else "ACR"
         table = fitting.fit(training.parts(), training.steps, training.step, state, label)
         self.eval()
         if table["spread"].tail(50).mean() < FLAT:
-            raise UserError(
+            raise Collapse(
                 f"{label}: class activation maps are flat after training: lower `acr.rates` or raise `acr.alone`"
             )
         return table

@@ -1,11 +1,7 @@
 """The DINO backbone of Leopart and TransFGU, from `transformers`."""
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.functional import resize
 
 from usam.data import huggingface
 
@@ -56,14 +52,3 @@ class Backbone(nn.Module):
     def looked_at(self, attention: Tensor, height: int, width: int) -> Tensor:
         """How much the class token looks at each patch, mean over heads: (B, h, w), a sum of about 1."""
         return attention[:, :, 0, 1:].mean(1).unflatten(1, (height, width))
-
-
-def square(image: np.ndarray, side: int) -> Tensor:
-    """An image (H, W, 3) uint8 RGB, brought to `side` x `side` whatever its shape: (3, side, side) float in [0, 1]."""
-    picture = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
-    return resize(picture, [side, side], antialias=True).clamp(0, 1)
-
-
-def stack(images: Sequence[np.ndarray], side: int) -> Tensor:
-    """Several, (N, 3, side, side) uint8: what fits the memory."""
-    return torch.stack([(square(image, side) * 255).round().to(torch.uint8) for image in images])

@@ -11,7 +11,10 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
+from torchvision.transforms.functional import resize
 from tqdm import tqdm
+
+from usam import machine
 
 SAVE_EVERY = 60  # seconds
 
@@ -30,6 +33,25 @@ class Pictures:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def square(image: np.ndarray, side: int) -> Tensor:
+    """An image (H, W, 3) uint8 RGB, brought to `side` x `side` whatever its shape: (3, side, side) float in [0, 1]."""
+    picture = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    return resize(picture, [side, side], antialias=True).clamp(0, 1)
+
+
+def squares(pictures: Pictures, side: int) -> Tensor:
+    """All of them, read once: (N, 3, side, side) uint8."""
+    found = torch.empty(len(pictures), 3, side, side, dtype=torch.uint8)
+    for i in tqdm(range(len(pictures)), desc="images", unit="image", leave=False):
+        found[i] = (square(pictures.image(i), side) * 255).round()
+    return found
+
+
+def fast(device: torch.device) -> torch.autocast:
+    """Products in bfloat16 where the hardware has them."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=machine.best_precision(device.type) == "bfloat16")
 
 
 def generator(seed: int, *place: int) -> torch.Generator:

@@ -32,12 +32,11 @@ from torchvision.ops import MLP, StochasticDepth, roi_align
 from torchvision.transforms.functional import gaussian_blur
 from tqdm import tqdm
 
-from usam import machine
 from usam.baselines import fitting
-from usam.baselines.backbone import Backbone, square, stack
-from usam.baselines.fitting import Pictures
+from usam.baselines.backbone import Backbone
+from usam.baselines.fitting import Pictures, fast, square, squares
 from usam.config_rivals import LeopartConfig
-from usam.errors import UserError
+from usam.errors import Collapse, UserError
 
 LARGE, SMALL, RATIO = (0.25, 1.0), (0.05, 0.25), (3 / 4, 4 / 3)  # crops: area as a share of the image's; width / height
 JITTER = transforms.RandomApply([transforms.ColorJitter(0.8, 0.8, 0.8, 0.2)], 0.8)
@@ -159,8 +158,7 @@ class Network(nn.Module):
     def forward(self, pictures: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Pictures (N, 3, S, S) in [0, 1] -> of each patch: its features (N, h, w, D), projected to length 1
         (N, h, w, F), cosines of these with the prototypes (N, h, w, K), the attention on it (N, h, w); all float32."""
-        kind = pictures.device.type
-        with torch.autocast(kind, torch.bfloat16, enabled=machine.best_precision(kind) == "bfloat16"):
+        with fast(pictures.device):
             _, features, attention = self.backbone(pictures, attention=True)
             projected = self.head(features)
         unit = F.normalize(projected.float(), dim=-1)
@@ -197,8 +195,7 @@ class Leopart(nn.Module):
         prototypes are used, nearest to one of their patches, and the contrast. A UserError if the method has collapsed.
         """
         config = self.config
-        images = tqdm(map(pictures.image, range(len(pictures))), "images", len(pictures), leave=False, unit="image")
-        images = stack(images, config.side)
+        images = squares(pictures, config.side)
         torch.manual_seed(fitting.generator(seed).initial_seed())
         for value in (*self.student.head.parameters(), self.student.prototypes):
             value.data.copy_(0.02 * (value.ndim > 1) * torch.randn(value.shape))  # biases are 0
@@ -219,9 +216,9 @@ class Leopart(nn.Module):
         table = fitting.fit({"model": self, "optimizer": optimizer}, config.steps, step, state, "Leopart")
         self.student.eval()
         if len(table) and not (table["contrast"].iloc[-1] > ALIKE and table["used"].iloc[-1] > 1):
-            raise UserError("leopart has collapsed, its prototypes tell no patches apart: lower its `rates`")
-        squares = Pictures(lambda i: images[i].permute(1, 2, 0).numpy(), pictures.labels)
-        for name, found in self.finish(squares, len(self.centres), seed)._asdict().items():
+            raise Collapse("leopart has collapsed, its prototypes tell no patches apart: lower its `rates`")
+        seen = Pictures(lambda i: images[i].permute(1, 2, 0).numpy(), pictures.labels)
+        for name, found in self.finish(seen, len(self.centres), seed)._asdict().items():
             self.get_buffer(name).copy_(found)
         return table
 
@@ -274,7 +271,7 @@ class Leopart(nn.Module):
         features = torch.cat(rows).numpy()
         mean, deviation = features.mean(0), features.std(0)
         if len(features) < max(count, self.dimensions) or deviation.max() < ALIKE:
-            raise UserError("leopart: patches are too few, or all alike: give it more pictures, or lower its `rates`")
+            raise Collapse("leopart: patches are too few, or all alike: give it more pictures, or lower its `rates`")
         scaled = (features - mean) / (deviation + 1e-5)
         axes = PCA(self.dimensions, svd_solver="covariance_eigh").fit(scaled).components_.T
         centres = KMeans(count, n_init=5, max_iter=100, random_state=seed).fit(scaled @ axes).cluster_centers_

@@ -37,10 +37,10 @@ from tqdm import tqdm
 
 from usam.baselines import fitting
 from usam.baselines import transfgu_steps as steps
-from usam.baselines.backbone import Backbone, square, stack
-from usam.baselines.fitting import Pictures
+from usam.baselines.backbone import Backbone
+from usam.baselines.fitting import Pictures, fast, square, squares
 from usam.config_rivals import TransfguConfig
-from usam.errors import UserError
+from usam.errors import Collapse, UserError
 
 WEIGHT_DECAY, LARGEST_GRADIENT = 5e-4, 1.0
 START, CLUSTERS, VIEWS, ORDER, STEP = range(5)  # places of chance
@@ -105,7 +105,7 @@ class Transfgu(nn.Module):
     @torch.no_grad()
     def _see(self, pictures: Tensor, attention: bool = False) -> tuple[Tensor, Tensor, Tensor | None]:
         """What the backbone returns for pictures (B, 3, s, s) in [0, 1]."""
-        with steps.fast(self.device):
+        with fast(self.device):
             return self.backbone(pictures.to(self.device), attention)
 
     @torch.no_grad()
@@ -139,7 +139,8 @@ class Transfgu(nn.Module):
                 f"transfgu: training ends after {epochs:.3g} epochs, so that not all restarts {self.config.restarts} "
                 "happen: set more steps or earlier restarts in the profile"
             )
-        images = self._find_prototypes(pictures, seed)
+        self._find_prototypes(pictures, seed)
+        images = squares(pictures, self.config.side)
         examples = self._examples(images, self._pseudo_labels(images), seed)
         with steps.drawn_by(fitting.generator(seed, START), self.device):
             self.decoder = self._new_decoder()
@@ -149,13 +150,11 @@ class Transfgu(nn.Module):
         _refuse_one(found, "the decoder's pixels are", "set more steps, later restarts or a lower learning_rate")
         return table
 
-    def _find_prototypes(self, pictures: Pictures, seed: int) -> Tensor:
-        """Steps 1 and 2. The pictures are read once: (N, 3, side, side) uint8."""
-        images, bank = [], []
+    def _find_prototypes(self, pictures: Pictures, seed: int) -> None:
+        """Steps 1 and 2."""
+        bank = []
         for i in tqdm(range(len(pictures)), desc="TransFGU, windows", unit="image", leave=False):
-            image = pictures.image(i)
-            images.append(stack([image], self.config.side))
-            bank.append(self._windows(square(image, 2 * self.config.side)))
+            bank.append(self._windows(square(pictures.image(i), 2 * self.config.side)))
         tokens = torch.cat(bank).numpy()
         different = len(np.unique(tokens.round(3), axis=0))
         if different < self.classes:
@@ -166,7 +165,6 @@ class Transfgu(nn.Module):
         chance = fitting.generator(seed, CLUSTERS).initial_seed() % 2**32
         found = KMeans(self.classes, n_init=10, max_iter=100, random_state=chance).fit(tokens)
         self.prototypes.copy_(torch.from_numpy(found.cluster_centers_))
-        return torch.cat(images)
 
     def _windows(self, large: Tensor) -> Tensor:
         """Step 1: class tokens (n, D) of the windows of a picture (3, 2 side, 2 side) that are mostly foreground."""
@@ -267,4 +265,4 @@ class Transfgu(nn.Module):
 def _refuse_one(labels: Tensor, what: str, advice: str) -> None:
     if len(values := labels.unique()) == 1:
         name = f"cluster {int(values)}" if values else "background"
-        raise UserError(f"transfgu collapsed: {what} all {name}: {advice}")
+        raise Collapse(f"transfgu collapsed: {what} all {name}: {advice}")

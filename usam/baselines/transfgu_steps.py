@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from usam import machine
+from usam.baselines.fitting import fast
 
 MASS, BACKGROUND = 0.8, 0.1  # steps 3 and 4
 DROPOUT = 0.1  # of the decoder
@@ -57,11 +57,6 @@ def pseudo_labels(maps: Tensor) -> tuple[Tensor, Tensor]:
     scaled = (maps - low) / (high - low).where(high > low, 1)
     best = scaled.amax(1, keepdim=True)
     return torch.cat([(BACKGROUND - best).relu(), scaled], 1).argmax(1), best[:, 0] > BACKGROUND
-
-
-def fast(device: torch.device) -> torch.autocast:
-    """Products in bfloat16 where the hardware has them."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=machine.best_precision(device.type) == "bfloat16")
 
 
 class Decoder(nn.Module):

@@ -116,10 +116,10 @@ def _record(crawled: "_CrawlFolder", row: dict, reached: set[str]) -> None:
     crawled.unwritten.append(row)
     if row["reason"] not in (UNREACHABLE, BROKEN):
         return crawled.flush()
-    hosts = [urlsplit(row["url"]).hostname for row in crawled.unwritten]
-    silent = [host for host, row in zip(hosts, crawled.unwritten, strict=True) if row["reason"] == UNREACHABLE]
+    held = [(urlsplit(row["url"]).hostname, row) for row in crawled.unwritten]
+    silent = [host for host, row in held if row["reason"] == UNREACHABLE]
     if len({host for host in silent if host not in reached}) + sum(host in reached for host in silent) >= OFFLINE:
-        crawled.unwritten = [row for row, host in zip(crawled.unwritten, hosts, strict=True) if host not in reached]
+        crawled.unwritten = [row for host, row in held if host not in reached]
         crawled.flush()
         raise UserError(f"no network: {row['url']} and others cannot be reached; connect and run again")
 

@@ -145,8 +145,7 @@ def models(profile: Profile) -> set[str]:
     """Name the models that the profile's sources, CLIP and rivals load: folders, or repositories on the Hugging Face
     hub."""
     drawing = {IMAGE_SOURCES.find(source.kind).model(source.settings) for source in profile.sources.values()}
-    dino = {profile.rivals.leopart.backbone, profile.rivals.transfgu.backbone} if profile.rivals else set()
-    return (drawing - {None}) | {profile.clip.model} | dino
+    return (drawing - {None}) | {profile.clip.model} | (profile.rivals.backbones if profile.rivals else set())
 
 
 def get_files(profile: Profile) -> None:

@@ -7,7 +7,6 @@ labels, as in their own papers. With deployable names, nothing is known but the 
 
 import functools
 import io
-import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,8 +15,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import nn
 from tqdm import tqdm
 
@@ -34,6 +32,7 @@ from usam.evaluation.metrics import class_iou, confusion_matrix, mean_known
 from usam.files import locked, write_atomically
 from usam.pipeline import cache, choice, stages
 from usam.pipeline.methods import Ready
+from usam.pipeline.stored_heads import load_noted
 from usam.profiles import Profile
 
 IN_DOMAIN = "in-domain"  # as a source of training images
@@ -50,8 +49,8 @@ class Fitted(NamedTuple):
     seconds: float
 
 
-def pictures(profile: Profile, dataset_name: str, source: str) -> tuple[Pictures, str]:
-    """Images to learn from with the classes that each shows, and their key.
+def pictures(profile: Profile, dataset_name: str, source: str) -> Pictures:
+    """Images to learn from, with the classes that each shows.
 
     Raises:
         UserError: no such source; in-domain, the data set has no training split.
@@ -59,21 +58,21 @@ def pictures(profile: Profile, dataset_name: str, source: str) -> tuple[Pictures
     names = stages.class_names(profile, dataset_name)
     if source != IN_DOMAIN:
         made = stages.training_images(profile, source, names)
-        rows = made.table[made.table["class"].isin(names)]
-        files = [made.folder / file for file in rows["file"]]
-        labels = nn.functional.one_hot(torch.tensor([names.index(name) for name in rows["class"]]), len(names))
-        key = cache.key([made.key, rows["file"].tolist(), names])
-        return Pictures(lambda i: image_files.read(files[i]), labels.float()), key
-    split = profile.datasets[dataset_name].train
-    if split is None:
-        raise UserError(f"data set '{dataset_name}' has no training split: name one in the profile, as its 'train'")
-    data = stages.dataset(profile, dataset_name, split)
-    shown = torch.zeros(len(data), len(names))
-    for i in tqdm(range(len(data)), desc="image labels", unit="image", leave=False):
-        shown[i] = torch.from_numpy(present(data[i], len(names)))
+        files = [made.folder / file for file in made.table["file"]]
+        labels = nn.functional.one_hot(torch.tensor([names.index(one) for one in made.table["class"]]), len(names))
+        return Pictures(lambda i: image_files.read(files[i]), labels.float())
+    data = stages.dataset(profile, dataset_name, profile.training_split(dataset_name))
+    shown = torch.from_numpy(np.array([present(one, len(names)) for one in _each(data, "image labels")]))
     some = shown.any(1).nonzero()[:, 0].tolist()  # a scene without any class teaches no method
-    key = cache.key([stages.data_key(profile, dataset_name, split), names])
-    return Pictures(lambda i: data.image(some[i]), shown[some]), key
+    return Pictures(lambda i: data.image(some[i]), shown[some].float())
+
+
+def _origin(profile: Profile, dataset_name: str, source: str) -> str:
+    """Key of all that decides these images, found without reading them."""
+    names = stages.class_names(profile, dataset_name)
+    if source == IN_DOMAIN:
+        return cache.key([stages.data_key(profile, dataset_name, profile.training_split(dataset_name)), names])
+    return cache.key([stages.training_images(profile, source, names).key, names])
 
 
 def present(example: Example, classes: int) -> np.ndarray:
@@ -93,15 +92,14 @@ def fitted(profile: Profile, rival: str, dataset_name: str, source: str, seed: i
         raise UserError(f"profile '{profile.name}' has no key 'rivals': add it to profiles/, or choose another profile")
     config, build = RIVALS[rival](profile.rivals)
     classes = len(stages.class_names(profile, dataset_name))
-    shown, origin = pictures(profile, dataset_name, source)
     files = huggingface.model_files(config.backbone) if hasattr(config, "backbone") else ()
-    key = cache.key([rival, config, origin, seed], CODE, files)
+    key = cache.key([rival, config, _origin(profile, dataset_name, source), seed], CODE, files)
     file = paths.data() / profile.name / "rivals" / f"{rival}-{dataset_name}-{source}-{seed}-{key}.safetensors"
     with locked(file):
         model = build(config, classes, machine.device())
         if (about := _load(file, model)) is None:
             with machine.timed() as cost:
-                table = model.fit(shown, seed, file.with_suffix(".state.pt"))
+                table = model.fit(pictures(profile, dataset_name, source), seed, file.with_suffix(".state.pt"))
             about = {"history": table.to_csv(index=False), "seconds": str(cost["seconds"])}
             weights = {name: value.contiguous().cpu() for name, value in model.state_dict().items()}
             write_atomically(file, save(weights, about))
@@ -120,12 +118,12 @@ RIVALS: dict[str, Callable[[Any], tuple[Any, Callable]]] = {
 
 def _load(file: Path, model: nn.Module) -> dict[str, str] | None:
     """Bring `model` to what is stored; what is noted with it, or None if there is nothing, or it is damaged."""
+    if (found := load_noted(file)) is None:
+        return None
     try:
-        content = file.read_bytes()
-        header = content[8 : 8 + int.from_bytes(content[:8], "little")]
-        model.load_state_dict(load(content))
-        return json.loads(header)["__metadata__"]
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError):
+        model.load_state_dict(found[0])
+        return found[1]
+    except RuntimeError:
         return None
 
 
@@ -164,7 +162,7 @@ def clustered(rival: str, profile: Profile, dataset_name: str, source: str, seed
 def clustered_deployable(rival: str, profile: Profile, dataset_name: str, source: str, seed: int) -> Ready:
     """Leopart, or its control, with deployable names: clusters and names come from the training images."""
     found = fitted(profile, rival, dataset_name, source, seed)
-    shown, _ = pictures(profile, dataset_name, source)
+    shown = pictures(profile, dataset_name, source)
     model = found.model
 
     def maps(i: int) -> tuple[np.ndarray, np.ndarray]:
@@ -210,7 +208,7 @@ def decoded(profile: Profile, dataset_name: str, source: str, seed: int) -> Read
 def decoded_deployable(profile: Profile, dataset_name: str, source: str, seed: int) -> Ready:
     """TransFGU with deployable names: clusters get the classes of the training images in which they are found."""
     found = fitted(profile, "TransFGU", dataset_name, source, seed)
-    shown, _ = pictures(profile, dataset_name, source)
+    shown = pictures(profile, dataset_name, source)
 
     def maps(i: int) -> tuple[np.ndarray, np.ndarray]:
         labels = found.model.segment(shown.image(i))

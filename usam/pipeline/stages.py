@@ -225,9 +225,7 @@ def in_domain_head(profile: Profile, dataset_name: str, seed: int) -> StoredHead
     Raises:
         UserError: the data set has no training split, or shows no object there.
     """
-    split = profile.datasets[dataset_name].train
-    if split is None:
-        raise UserError(f"data set '{dataset_name}' has no training split: name one in the profile, as its 'train'")
+    split = profile.training_split(dataset_name)
     data = dataset(profile, dataset_name, split)
     classes = len(data.class_names)
     most = classes * max(source.per_class for source in profile.sources.values())

@@ -66,11 +66,13 @@ def compare(claim: str, where: str, first: Run, second: Run, paper: PaperScores,
         values = [paper[run][place] if run in paper else None for run in (first, second)]
         printed = None if None in values else values[0] - values[1]
         known = here.get(first) and here.get(second)
-        if not known and printed is None and {first, second} <= set(paper):
+        if known:  # methods that label pixels have no mAP50, here as in the paper
+            undefined = score == "map50" and None in (here[first][0].matches, here[second][0].matches)
+        else:
+            undefined = {first, second} <= set(paper)
+        if undefined and printed is None:
             continue
         found = intervals.difference(here[first], here[second], score, same_data) if known else None
-        if known and printed is None and score == "map50" and None in (here[first][0].matches, here[second][0].matches):
-            continue  # methods that label pixels have no mAP50, here as in the paper
         cells = effect(name, printed, found)
         floor = here.get(Run(second.dataset, *FLOOR))
         if found is not None and floor and not intervals.difference(here[second], floor, score).low > 0:
