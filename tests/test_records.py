@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -16,7 +17,7 @@ from usam import machine, paths
 from usam.config import HeadConfig
 from usam.errors import UserError
 from usam.files import check_disk, write_atomically
-from usam.machine import seed_everything
+from usam.machine import seeded
 from usam.pipeline import cache
 from usam.pipeline.records import record
 
@@ -185,14 +186,24 @@ def test_commit(tmp_path, monkeypatch):
     assert machine.commit() == f"{clean}+"
 
 
-def test_seed_everything_repeats():
+def test_seeded_repeats():
     draws = []
     for _ in range(2):
-        order = seed_everything(5)
-        draws.append((torch.rand(3).tolist(), torch.randperm(9, generator=order).tolist()))
+        with seeded(5) as order:
+            draws.append((torch.rand(3).tolist(), torch.randperm(9, generator=order).tolist()))
     assert draws[0] == draws[1]
-    seed_everything(6)
-    assert torch.rand(3).tolist() != draws[0][0]
+    with seeded(6):
+        assert torch.rand(3).tolist() != draws[0][0]
+
+
+def test_threads_do_not_share_a_seed():
+    def draw(seed: int) -> list[float]:
+        with seeded(seed):
+            return [torch.rand(1).item() for _ in range(200) if not time.sleep(1e-5)]
+
+    alone = [draw(seed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(draw, range(4))) == alone
 
 
 def test_cost_of_a_block():

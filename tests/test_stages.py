@@ -112,10 +112,11 @@ def test_an_in_domain_head_learns_from_the_training_split_and_is_stored(tiny, mo
         return train(bags, *arguments, **options)
 
     monkeypatch.setattr(stages, "train", spied)
-    made = stages.in_domain_head(profile, "voc", 0)
+    (made,) = stages.in_domain_heads(profile, "voc", [0])
     data, (bags,) = stages.dataset(profile, "voc", "train"), seen
     alone = stages.extractor(profile)(data.image(1))
-    assert (bags.tokens(np.array([1]))[0] == alone.tokens.reshape(100, 1024)).all()
+    # not to the last bit: some CPUs round a product differently on one core and on all
+    np.testing.assert_allclose(bags.tokens(np.array([1]))[0], alone.tokens.reshape(100, 1024), atol=0.01)
     masks = to_image_size(rle_to_masks(alone.masks), alone.extent, alone.image_size)
     objects = data[1].instances
     iou = mask_iou(masks, rle_to_masks([one.mask for one in objects]))
@@ -123,7 +124,7 @@ def test_an_in_domain_head_learns_from_the_training_split_and_is_stored(tiny, mo
     assert bags.mask_labels[1].tolist() == expected and {*expected} > {-1}
     assert bags.labels[1].nonzero()[:, 0].tolist() == sorted({*expected} - {-1})
     monkeypatch.setattr(stages, "train", None)  # what is stored is not trained again
-    again = stages.in_domain_head(profile, "voc", 0)
+    (again,) = stages.in_domain_heads(profile, "voc", [0])
     assert torch.equal(again.model.layers[0].weight, made.model.layers[0].weight)
 
 
@@ -131,7 +132,7 @@ def test_an_in_domain_head_learns_from_no_more_scenes_than_a_source_has_images(t
     profile = with_data(tiny, images={"test": 2, "val": 1, "train": 8})
     most = 2 * max(source.per_class for source in profile.sources.values())
     assert most < 8
-    stages.in_domain_head(profile, "voc", 0)
+    stages.in_domain_heads(profile, "voc", [0])
     monkeypatch.setattr(stages, "extractor", None)  # nothing is extracted from here on
     assert len(stages.embeddings(profile, "voc", "train", most)) == most
     monkeypatch.undo()
@@ -143,7 +144,7 @@ def test_a_training_split_without_objects_is_named(tiny, monkeypatch):
     profile = with_data(tiny, images={"test": 2, "val": 1, "train": 3})
     monkeypatch.setattr(stages, "covered_objects", lambda example, embeddings: (np.full(100, -1), np.zeros(100)))
     with pytest.raises(UserError, match="voc_train: no mask fits an object of the classes"):
-        stages.in_domain_head(profile, "voc", 0)
+        stages.in_domain_heads(profile, "voc", [0])
 
 
 def test_other_labels_make_another_in_domain_head(tiny):
@@ -155,7 +156,7 @@ def test_other_labels_make_another_in_domain_head(tiny):
     real = with_data(profile, maker=None, root="real")
 
     def heads() -> int:
-        stages.in_domain_head(real, "voc", 0)
+        stages.in_domain_heads(real, "voc", [0])
         return len(list(paths.data().rglob("voc-in-domain-*.safetensors")))
 
     assert heads() == heads() == 1

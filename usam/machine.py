@@ -9,6 +9,7 @@ import random
 import resource
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,7 @@ from tqdm import tqdm
 
 from usam import paths
 
+_SEEDING = threading.Lock()
 UNITS = ("avx512_bf16", "amx_bf16", "bf16")  # for bfloat16, as torch names them: two of x86, one of Arm
 PACKAGES = (
     "torch", "segment-anything", "diffusers", "transformers", "numpy", "pycocotools", "opencv-python-headless",
@@ -102,12 +104,24 @@ def over_images(function: Callable[[int], Any], count: int, label: str) -> Itera
         yield from tqdm(each(function, range(count)), label, count, leave=False, unit="image")
 
 
-def seed_everything(seed: int) -> torch.Generator:
-    """Seed Python, NumPy and torch; returns a CPU generator, for the order of images."""
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-    return torch.Generator().manual_seed(seed)
+def side_by_side(function: Callable[..., Any], calls: Iterable[tuple]) -> list:
+    """`function` of each of `calls`, tuples of its arguments, in this order.
+
+    Without a GPU each core works on a call of its own: a head's small steps are too little to share.
+    """
+    with workers(cores() if device().type == "cpu" else 1) as each:
+        return list(each(lambda call: function(*call), calls))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[torch.Generator]:
+    """Seed Python, NumPy and torch for a block that no other thread enters meanwhile, as they share these generators;
+    gives a CPU generator of its own, for the order of images."""
+    with _SEEDING:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
 
 
 def cores() -> int:

@@ -115,14 +115,14 @@ def train(
         The head in eval mode, and a table with one row an epoch: mil, uncertainty, bad (share of bad masks), accuracy
         (share of training images whose highest bag score is one of their classes).
     """
-    order = machine.seed_everything(seed)
-    if distillation is not None and distillation.initial_weights == "own":
-        torch.manual_seed(2**32 - 1 - seed)  # from the other end: no teacher's
     labels = bags.labels.to(device)
     mean, std = statistics(bags, device)
     if not head.standardise:
         mean, std = torch.zeros_like(mean), torch.ones_like(std)
-    model = MaskClassifier(labels.shape[1], mean, std, head.widths).to(device)
+    with machine.seeded(seed) as order:
+        if distillation is not None and distillation.initial_weights == "own":
+            torch.manual_seed(2**32 - 1 - seed)  # from the other end: no teacher's
+        model = MaskClassifier(labels.shape[1], mean, std, head.widths).to(device)
     optimizer = torch.optim.Adam(model.parameters(), lr=head.learning_rate, fused=True)
     last = head.epochs * math.ceil(len(labels) / head.batch_size) - 1
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, head.learning_rate_end, max(last, 1))

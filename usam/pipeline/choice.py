@@ -10,9 +10,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from usam import machine
 from usam.errors import UserError
 from usam.evaluation.scores import Scores
-from usam.pipeline import scoring
+from usam.pipeline import scoring, stages
 from usam.profiles import Profile
 from usam.registry import METHODS
 
@@ -59,7 +60,11 @@ def choose(profile: Profile, method: str, source: str) -> Choice:
     heads = method != "SAM+CLIP"
     seeds = profile.validating().seeds if heads else (None,)
     rows, changes = [], []
-    for variant in ({}, *(profile.search.heads if heads else profile.search.clip)):
+    variants = [{}, *(profile.search.heads if heads else profile.search.clip)]
+    if heads:
+        calls = [(profile.changed(variant), place[0], source, seed) for variant in variants for seed in seeds]
+        machine.side_by_side(stages.heads, calls)
+    for variant in variants:
         steps = [variant | {"inference.score_threshold": threshold} for threshold in profile.search.score_thresholds]
         tried = [profile.changed(step) for step in steps]
         runs = [scoring.score_each(tried, place[0], source, seed, method, place[1]) for seed in seeds]

@@ -60,7 +60,7 @@ def in_domain(profile: Profile, dataset_name: str, _source: str, seed: int) -> R
     """A reference: the same head on the same masks, trained on scenes like those of the test, in which a person would
     have had to mark each object. With few scenes it need not be the best.
     """
-    head = stages.in_domain_head(profile, dataset_name, seed)
+    (head,) = stages.in_domain_heads(profile, dataset_name, [seed])
     return _with_head(head.model, profile.inference, head.seconds)
 
 

@@ -218,9 +218,9 @@ def heads_of(profile: Profile, classes: Mapping[str, Sequence[str]], source: str
     return _heads(profile, f"own-{source}-{seed}", source, made, classes, seed)
 
 
-def in_domain_head(profile: Profile, dataset_name: str, seed: int) -> StoredHead:
-    """A head trained on SAM's masks of marked scenes: those of the data set's training split, at most as many as the
-    largest of the profile's sources has images.
+def in_domain_heads(profile: Profile, dataset_name: str, seeds: Sequence[int]) -> list[StoredHead]:
+    """Heads trained on SAM's masks of marked scenes, one for each seed: those of the data set's training split, at most
+    as many as the largest of the profile's sources has images.
 
     Raises:
         UserError: the data set has no training split, or shows no object there.
@@ -228,9 +228,9 @@ def in_domain_head(profile: Profile, dataset_name: str, seed: int) -> StoredHead
     split = profile.training_split(dataset_name)
     data = dataset(profile, dataset_name, split)
     classes = len(data.class_names)
-    most = classes * max(source.per_class for source in profile.sources.values())
-    found = embeddings(profile, dataset_name, split, most)
+    found = embeddings(profile, dataset_name, split, classes * max(s.per_class for s in profile.sources.values()))
 
+    @functools.cache
     def bags() -> Bags:
         labels = machine.over_images(lambda i: covered_objects(data[i], found[i])[0], len(found), "marked objects")
         known = torch.from_numpy(np.stack(list(labels)))  # (N, d)
@@ -240,8 +240,12 @@ def in_domain_head(profile: Profile, dataset_name: str, seed: int) -> StoredHead
         return Bags(found.tokens, np.arange(len(found)), shown.float(), known)
 
     inputs = cache.key([data_key(profile, dataset_name, split), list(data.class_names)], ["evaluation/scores.py"])
-    label = f"{dataset_name}-in-domain-{seed}"
-    return _trained(profile, label, found, bags, [inputs], classes, seed, "head", None, profile.distillation)
+
+    def trained(seed: int) -> StoredHead:
+        rest = found, bags, [inputs], classes, seed, "head", None, profile.distillation
+        return _trained(profile, f"{dataset_name}-in-domain-{seed}", *rest)
+
+    return machine.side_by_side(trained, [(seed,) for seed in seeds])
 
 
 def _heads(
@@ -264,8 +268,7 @@ def _heads(
     rest = profile, label, found, bags, [list(classes.items()), shuffled], len(classes), seed
     teacher = _trained(*rest, "teacher")
     student = _trained(*rest, "student", teacher.model, profile.distillation)
-    seconds = teacher.seconds + student.seconds
-    return Heads(teacher.model, student.model, teacher.history, student.history, seconds)
+    return Heads(teacher.model, student.model, teacher.history, student.history, teacher.seconds + student.seconds)
 
 
 def _trained(

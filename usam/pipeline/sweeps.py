@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from usam import machine
 from usam.data.class_names import NOTHING
 from usam.evaluation import intervals
 from usam.evaluation.scores import Scores, by_head
@@ -34,8 +35,11 @@ def sweep(
         profile's?), score (of `scoring.SCORES`), mean, low, high (95% interval), in [0, 1].
     """
     tried = _in_order(profile, key, values)
-    runs = []
-    for seed in profile.validating().seeds:
+    seeds, runs = profile.validating().seeds, []
+    if not key.startswith(("inference.", "sam.")):
+        calls = [(one, dataset_name, source, seed) for seed in seeds for one, _ in tried]
+        machine.side_by_side(stages.heads, calls)
+    for seed in seeds:
         if key.startswith("inference."):
             runs.append(scoring.score_each([one for one, _ in tried], dataset_name, source, seed, split=split))
         else:
@@ -110,8 +114,8 @@ def others(profile: Profile, dataset_name: str, source: str, split: str) -> dict
     for variant, gathered in variants.items():
         name = f"{len(wanted)} of the classes, {variant}"
         scores[name] = []
-        for seed in profile.seeds:
-            head = stages.heads_of(profile, gathered, source, seed).student
-            ready = functools.partial(Ready, by_head(head, profile.inference, len(wanted)))
+        calls = [(profile, gathered, source, seed) for seed in profile.seeds]
+        for seed, heads in zip(profile.seeds, machine.side_by_side(stages.heads_of, calls), strict=True):
+            ready = functools.partial(Ready, by_head(heads.student, profile.inference, len(wanted)))
             scores[name].append(scoring.evaluated(fewer, dataset_name, source, seed, f"U-SAM, {name}", ready, split))
     return scores
