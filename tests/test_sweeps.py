@@ -34,6 +34,7 @@ def test_a_sweep_scores_each_value_with_all_seeds(tiny, tmp_path, monkeypatch):
     ],
 )
 def test_the_profile_s_own_value_is_among_them_once(tiny, monkeypatch, key, values, order, own):
+    monkeypatch.setattr(sweeps.stages, "heads", lambda *_: None)
     monkeypatch.setattr(sweeps, "_score", lambda _profile, changed, *_rest: changed)
     monkeypatch.setattr(sweeps.scoring, "score_each", lambda tried, *_rest, **_options: tried)
     monkeypatch.setattr(sweeps.intervals, "mean", lambda *_: (0.5, 0.4, 0.6))

@@ -62,8 +62,9 @@ def choose(profile: Profile, method: str, source: str) -> Choice:
     rows, changes = [], []
     variants = [{}, *(profile.search.heads if heads else profile.search.clip)]
     if heads:
-        calls = [(profile.changed(variant), place[0], source, seed) for variant in variants for seed in seeds]
-        machine.side_by_side(stages.heads, calls)
+        last = {"inference.score_threshold": profile.search.score_thresholds[-1]}
+        calls = [(profile.changed(variant | last), place[0], source, seed) for variant in variants for seed in seeds]
+        machine.side_by_side(stages.heads, [call for call in calls if not scoring.is_stored(*call, method, place[1])])
     for variant in variants:
         steps = [variant | {"inference.score_threshold": threshold} for threshold in profile.search.score_thresholds]
         tried = [profile.changed(step) for step in steps]

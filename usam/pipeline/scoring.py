@@ -68,6 +68,15 @@ def score(
     return evaluated(profile, dataset_name, source, seed, method, ready, split)
 
 
+def is_stored(
+    profile: Profile, dataset_name: str, source: str, seed: int | None, method: str = "U-SAM", split: str | None = None
+) -> bool:
+    """Whether `score` would find what it returns, and train and compute nothing."""
+    _crawled(profile, source)
+    row = _identity(profile, dataset_name, source, seed, method, split)
+    return _load(_file(profile, dataset_name, row)) is not None
+
+
 def evaluated(
     profile: Profile,
     dataset_name: str,

@@ -38,7 +38,7 @@ def sweep(
     seeds, runs = profile.validating().seeds, []
     if not key.startswith(("inference.", "sam.")):
         calls = [(one, dataset_name, source, seed) for seed in seeds for one, _ in tried]
-        machine.side_by_side(stages.heads, calls)
+        machine.side_by_side(stages.heads, [call for call in calls if not scoring.is_stored(*call, split=split)])
     for seed in seeds:
         if key.startswith("inference."):
             runs.append(scoring.score_each([one for one, _ in tried], dataset_name, source, seed, split=split))
