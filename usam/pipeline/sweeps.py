@@ -93,17 +93,18 @@ BEYOND_THE_PAPER = {
 
 
 def beyond_the_paper(profile: Profile, dataset_name: str, source: str, split: str) -> dict[str, list[Scores]]:
-    """Scores of all seeds for each setting of `inference` that the paper does not have, its own protocol first."""
+    """Scores of the validation seeds for each setting of `inference` that the paper does not have, its own first."""
     profiles = {"the paper's protocol": profile}
     profiles |= {name: profile.changed({f"inference.{key}": value}) for name, (key, value) in BEYOND_THE_PAPER.items()}
     tried = list(profiles.values())
-    runs = [scoring.score_each(tried, dataset_name, source, seed, split=split) for seed in profile.seeds]
+    seeds = profile.validating().seeds
+    runs = [scoring.score_each(tried, dataset_name, source, seed, split=split) for seed in seeds]
     return dict(zip(profiles, map(list, zip(*runs, strict=True)), strict=True))
 
 
 def others(profile: Profile, dataset_name: str, source: str, split: str) -> dict[str, list[Scores]]:
-    """Scores of all seeds where every second class is wanted and the rest is background, without and with a class for
-    the others.
+    """Scores of the validation seeds where every second class is wanted and the rest is background, without and with a
+    class for the others.
     """
     names = stages.class_names(profile, dataset_name)
     wanted = {name: [name] for name in names[::2]}
@@ -111,11 +112,12 @@ def others(profile: Profile, dataset_name: str, source: str, split: str) -> dict
     fewer = profile.model_copy(update={"datasets": profile.datasets | {dataset_name: config}})
     variants = {"the paper's protocol": wanted, f"{NOTHING}: the others": wanted | {NOTHING: names[1::2]}}
     scores: dict[str, list[Scores]] = {}
+    seeds = profile.validating().seeds
     for variant, gathered in variants.items():
         name = f"{len(wanted)} of the classes, {variant}"
         scores[name] = []
-        calls = [(profile, gathered, source, seed) for seed in profile.seeds]
-        for seed, heads in zip(profile.seeds, machine.side_by_side(stages.heads_of, calls), strict=True):
+        calls = [(profile, gathered, source, seed) for seed in seeds]
+        for seed, heads in zip(seeds, machine.side_by_side(stages.heads_of, calls), strict=True):
             ready = functools.partial(Ready, by_head(heads.student, profile.inference, len(wanted)))
             scores[name].append(scoring.evaluated(fewer, dataset_name, source, seed, f"U-SAM, {name}", ready, split))
     return scores
