@@ -9,7 +9,9 @@ import pytest
 import torch
 import torchvision
 from pydantic import ValidationError
+from safetensors.torch import save_file
 from torch import nn
+from torchvision.models import ResNet18_Weights
 from torchvision.ops import FrozenBatchNorm2d
 
 from usam.baselines import acr, fitting
@@ -25,6 +27,7 @@ from usam.baselines.acr_losses import (
 from usam.baselines.acr_networks import Classifier, Reconstructor, load_weights, resnet
 from usam.baselines.fitting import square
 from usam.config_rivals import AcrConfig
+from usam.data import published
 from usam.errors import UserError
 
 TINY = dict(network="resnet18", weights=None, width=8, features=8, painter=(8, 8), side=32, grid=4, batch=4)
@@ -213,12 +216,12 @@ def test_networks_have_stride_8_and_the_size_of_the_picture(network):
 
 @pytest.fixture
 def downloads(tmp_path, monkeypatch):
-    """An empty folder where torchvision looks for weights, and no network."""
+    """An empty folder where downloaded weights lie, and no network."""
 
     def refuse(*_, **__):
         raise URLError("no network here")
 
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setenv("USAM_DATA", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     (tmp_path / "checkpoints").mkdir()
     return tmp_path / "checkpoints"
@@ -228,7 +231,7 @@ def test_with_weights_of_torchvision_norm_and_bias_stay_as_they_are(downloads, t
     monkeypatch.setattr(acr, "FLAT", 0)  # so soon, maps may well be
     known = torchvision.models.resnet18()
     known.layer4[1].bn2.running_mean[:] = 3
-    torch.save(known.state_dict(), downloads / torchvision.models.ResNet18_Weights.IMAGENET1K_V1.url.split("/")[-1])
+    torch.save(known.state_dict(), downloads / ResNet18_Weights.IMAGENET1K_V1.url.split("/")[-1])
     start = dict(width=64, weights="IMAGENET1K_V1", alone=0, head_start=0, steps=2)
     model, _ = fitted(tmp_path, **start, rates=(1e-9, 1e-3))
     for net in (model.classifier, model.reconstructor):
@@ -332,7 +335,7 @@ def test_the_classifier_learns_through_its_mask_and_leaves_the_reconstructor_alo
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (dict(width=32, weights="IMAGENET1K_V1"), "width 32 has no pre-trained weights"),
+        (dict(width=32, weights="IMAGENET1K_V1"), "width 32 has no weights in torchvision"),
         (dict(head_start=3), "head_start .3. is a part of alone .2."),
         (dict(grid=64), "grid .64. has more cells than side .32."),
         (dict(features=6), "multiple of 4"),
@@ -359,6 +362,24 @@ def test_networks_and_weights_that_are_not_there(downloads):
     assert "resnet18 has no 'IMAGENET9': choose from IMAGENET1K_V1" in user_error(load_weights, net, missing)
     offline = AcrConfig(network="resnet18", weights="IMAGENET1K_V1")
     assert "no network here" in user_error(load_weights, net, offline)
+    elsewhere = AcrConfig(network="resnet18", weights="nowhere/resnet.safetensors")
+    assert "acr.weights: there is no" in user_error(load_weights, net, elsewhere)
+    (downloads / ResNet18_Weights.IMAGENET1K_V1.url.rpartition("/")[2]).write_bytes(b"cut off")
+    assert "cannot be loaded from" in user_error(load_weights, net, offline)
+
+
+def test_weights_of_a_file(tmp_path):
+    file = tmp_path / "narrow.safetensors"
+    known = resnet("resnet18", 8, FrozenBatchNorm2d)
+    save_file(known.state_dict(), file)
+    config = AcrConfig(**TINY | {"weights": str(file)})
+    net = Classifier(config, 2).resnet
+    assert not torch.equal(net.conv1.weight, known.conv1.weight)
+    load_weights(net, config)
+    torch.testing.assert_close(net.conv1.weight, known.conv1.weight)
+    assert published.begins_with(config) == (file,)
+    wider = config.model_copy(update={"width": 16})
+    assert "is not of resnet18 with width 16" in user_error(load_weights, Classifier(wider, 2).resnet, wider)
 
 
 def test_collapses_are_told(tmp_path, monkeypatch):

@@ -22,6 +22,7 @@ import torch
 from PIL import Image
 
 from usam import paths, profiles
+from usam.config_rivals import RivalsConfig
 from usam.data import published
 from usam.data.published import Published
 from usam.data.voc import VocDataset
@@ -110,6 +111,19 @@ def publish(monkeypatch, server: Server, content: bytes, name: str = NAME) -> Pu
 
 
 NOISE = np.random.default_rng(0).bytes(300_000)
+
+
+def test_weights_of_acr_are_listed_and_loaded(paper, monkeypatch):
+    seen = []
+    monkeypatch.setattr(published, "get_files", lambda _profile: None)
+    monkeypatch.setattr(published.imagenet, "load", lambda *arguments: seen.append(arguments))
+    leopart, transfgu = ({"backbone": "miniature/weights/dino"} for _ in range(2))
+    whole = paper.model_copy(update={"rivals": RivalsConfig(leopart=leopart, transfgu=transfgu)})
+    row = published.table(whole).iloc[-1]
+    assert row["file"] == "resnet50-11ad3fa6.pth" and row["SHA-256"] == "11ad3fa6…" and row["here"] == "no"
+    assert row["from"].endswith("/resnet50-11ad3fa6.pth") and 90 < float(row["MiB"]) < 110
+    published.get(whole)
+    assert seen == [("resnet50", "IMAGENET1K_V2")]
 
 
 def test_a_file_arrives_whole_and_is_requested_once(server, paper, tmp_path, monkeypatch):

@@ -11,18 +11,18 @@ from usam import paths
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 TABLES_OF = {"1": "VOC", "2": "COCO", "3_voc": "VOC", "3_coco": "COCO", "4_voc": "VOC", "4_coco": "COCO"}
-TABLES = paths.ROOT / "results" / "mini" / "tables"
+TABLES = paths.ROOT / "results" / "study" / "tables"
 
 
 def committed(name: str) -> str:
     """A table as it is in the repository: a run on this machine may have written another one since."""
-    place = f"HEAD:results/mini/tables/{name}.csv"
+    place = f"HEAD:results/study/tables/{name}.csv"
     found = subprocess.run(["git", "-C", paths.ROOT, "show", place], capture_output=True, text=True)
     return found.stdout if found.returncode == 0 else (TABLES / f"{name}.csv").read_text(encoding="utf-8")
 
 
 def test_scores_are_those_of_the_committed_tables():
-    block = README.partition("<!-- tables of results/mini -->")[2].partition("<!-- end of tables -->")[0]
+    block = README.partition("<!-- tables of results/study -->")[2].partition("<!-- end of tables -->")[0]
     for name, data_set in ((f"table_{n}", w) for n, w in TABLES_OF.items()):
         ours = pd.read_csv(io.StringIO(committed(name)), dtype=str).query("seeds != '0'")
         assert len(ours) >= 2

@@ -9,19 +9,19 @@ from usam import paths, profiles
 from usam.pipeline import scoring
 from usam.profiles import Profile
 
-RESULTS = paths.ROOT / "results" / "mini"
+RESULTS = paths.ROOT / "results" / "study"
 if not (RESULTS / "state.json").exists():
     pytest.skip(
-        "results/mini is of code that wrote no state.json: run ./run_all.sh and commit what it writes",
+        "results/study is of code that wrote no state.json: run ./run_all.sh --profile study and commit what it writes",
         allow_module_level=True,
     )
 STATE = json.loads((RESULTS / "state.json").read_text())
 
 
 @pytest.fixture
-def mini() -> Profile:
-    """The default profile with the arithmetic of the machine on which the results were made."""
-    profile = profiles.load("mini")
+def study() -> Profile:
+    """The profile of the committed results, with the arithmetic of the machine on which the results were made."""
+    profile = profiles.load("study")
     for key in ("sam.precision", "clip.precision", "head.precision", "sources.synthetic.generate.precision"):
         profile = profile.changed({key: STATE["precision"]})
     return profile
@@ -33,14 +33,14 @@ def test_all_committed_tables_are_of_one_state():
     assert STATE["state"] in set(pd.read_csv(RESULTS / "runs.csv", dtype=str)["state"])
 
 
-def test_committed_results_belong_to_the_code(mini):
-    if (now := scoring.code_state(mini)) != STATE["code"]:
+def test_committed_results_belong_to_the_code(study):
+    if (now := scoring.code_state(study)) != STATE["code"]:
         pytest.skip(
-            f"results/mini is of other code, settings or weights ({STATE['code']}, now {now}): "
-            "run ./run_all.sh and commit what it writes"
+            f"results/study is of other code, settings or weights ({STATE['code']}, now {now}): "
+            "run ./run_all.sh --profile study and commit what it writes"
         )
 
 
-def test_results_of_other_code_are_found_out(mini, monkeypatch):
-    other = mini.changed({"head.a": mini.head.a + 1})
-    assert scoring.code_state(other) != scoring.code_state(mini)
+def test_results_of_other_code_are_found_out(study, monkeypatch):
+    other = study.changed({"head.a": study.head.a + 1})
+    assert scoring.code_state(other) != scoring.code_state(study)

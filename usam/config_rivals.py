@@ -67,9 +67,10 @@ class AcrConfig(Settings):
     network: str = "resnet50"
     """a ResNet of torchvision (the authors': ResNet-38d, which no library has)."""
     weights: str | None = "IMAGENET1K_V2"
-    """torchvision's weights for it, with SGD; null starts from random numbers, with AdamW and a bias of the logits."""
+    """to begin with: torchvision's for it, or a `.safetensors` file of such a network; null begins with random numbers,
+    with AdamW in place of SGD and a bias of the logits."""
     width: Count = 64
-    """channels of the first layer; another number than 64 needs `weights: null`."""
+    """channels of the first layer; torchvision's weights have 64."""
     features: Count = 256
     """channels before the class activation maps."""
     painter: Annotated[tuple[Count, ...], Field(min_length=1)] = (64, 128, 256, 512, 512)
@@ -88,10 +89,15 @@ class AcrConfig(Settings):
     rates: Rates = (1e-2, 1e-1)
     """learning rates of the ResNet and of new layers, at the first step."""
 
+    @property
+    def published(self) -> bool:
+        """Whether the weights are torchvision's."""
+        return self.weights is not None and not self.weights.endswith(".safetensors")
+
     @model_validator(mode="after")
     def _fits(self) -> Self:
-        if self.weights is not None and self.width != 64:
-            raise ValueError(f"width {self.width} has no pre-trained weights: write 64, or weights: null")
+        if self.published and self.width != 64:
+            raise ValueError(f"width {self.width} has no weights in torchvision: write 64, or weights: null, or a file")
         if self.head_start > self.alone:
             raise ValueError(f"head_start ({self.head_start}) is a part of alone ({self.alone}): make it smaller")
         if self.grid > self.side:

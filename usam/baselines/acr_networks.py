@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.ops import FrozenBatchNorm2d
 
 from usam.config_rivals import AcrConfig
+from usam.data import imagenet
 from usam.errors import UserError
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -134,22 +135,17 @@ def enlarged(values: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def load_weights(net: nn.Module, config: AcrConfig) -> None:
-    """Load what torchvision has for a ResNet, from its cache or from the internet; nothing if `weights` is none.
+    """Bring a ResNet to the weights that the profile names, but for its last layer; nothing if it names none.
 
     Raises:
-        UserError: there are no such weights, or they cannot be downloaded.
+        UserError: there are no such weights, they cannot be downloaded, or they belong to another network.
     """
     if config.weights is None:
         return
-    known = torchvision.models.get_model_weights(config.network).__members__
-    if config.weights not in known:
-        raise UserError(f"acr.weights: {config.network} has no '{config.weights}': choose from {', '.join(known)}")
+    found = imagenet.load(config.network, config.weights)
     try:
-        found = known[config.weights].get_state_dict(progress=False, check_hash=True)
-    except Exception as error:  # downloads raise many types, which nobody lists
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        net.load_state_dict({name: values for name, values in found.items() if not name.startswith("fc.")})
+    except RuntimeError as error:
         raise UserError(
-            f"weights of {config.network} cannot be loaded ({reason}): connect to the internet, or put them into "
-            f"{torch.hub.get_dir()}/checkpoints"
+            f"acr.weights: {config.weights} is not of {config.network} with width {config.width}: correct the profile"
         ) from error
-    net.load_state_dict({name: values for name, values in found.items() if not name.startswith("fc.")})

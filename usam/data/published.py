@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from usam import paths
 from usam.config import SamConfig
-from usam.data import huggingface
+from usam.config_rivals import AcrConfig, LeopartConfig, TransfguConfig
+from usam.data import huggingface, imagenet
 from usam.errors import UserError
 from usam.files import check_disk, file_sha, locked, sha256, writing
 from usam.profiles import Profile
@@ -105,6 +106,8 @@ def table(profile: Profile) -> pd.DataFrame:
          "yes" if one.target.exists() else "no")
         for one in needed(profile)
     ]  # fmt: skip
+    if acr := _pretrained(profile):
+        rows.append(imagenet.table_row(acr.network, acr.weights))
     return pd.DataFrame(rows, columns=["file", "MiB", "SHA-256", "from", "here"])
 
 
@@ -135,10 +138,17 @@ def _place(model: str) -> Path:
 
 
 def get(profile: Profile) -> None:
-    """Download what the profile needs and is not here: see `get_files` and `huggingface.fetch`."""
+    """Download what the profile needs and is not here: see `get_files`, `huggingface.fetch` and `imagenet.load`."""
     get_files(profile)
     for model in sorted(models(profile)):
         huggingface.fetch(model)
+    if acr := _pretrained(profile):
+        imagenet.load(acr.network, acr.weights)
+
+
+def _pretrained(profile: Profile) -> AcrConfig | None:
+    """ACR's settings, if its network begins with torchvision's weights."""
+    return profile.rivals.acr if profile.rivals and profile.rivals.acr.published else None
 
 
 def models(profile: Profile) -> set[str]:
@@ -146,6 +156,13 @@ def models(profile: Profile) -> set[str]:
     hub."""
     drawing = {IMAGE_SOURCES.find(source.kind).model(source.settings) for source in profile.sources.values()}
     return (drawing - {None}) | {profile.clip.model} | (profile.rivals.backbones if profile.rivals else set())
+
+
+def begins_with(rival: LeopartConfig | TransfguConfig | AcrConfig) -> tuple[Path, ...]:
+    """The files on disk that decide what a rival begins with; for published weights, their name has to suffice."""
+    if not isinstance(rival, AcrConfig):
+        return huggingface.model_files(rival.backbone)
+    return () if rival.weights is None or rival.published else (imagenet.place(rival.network, rival.weights)[0],)
 
 
 def get_files(profile: Profile) -> None:

@@ -25,7 +25,7 @@ from usam.baselines.acr import Acr
 from usam.baselines.fitting import Pictures
 from usam.baselines.leopart import Leopart
 from usam.baselines.transfgu import Transfgu
-from usam.data import huggingface, image_files
+from usam.data import image_files, published
 from usam.data.datasets import Dataset, Example
 from usam.errors import UserError
 from usam.evaluation.metrics import class_iou, confusion_matrix, mean_known
@@ -92,8 +92,7 @@ def fitted(profile: Profile, rival: str, dataset_name: str, source: str, seed: i
         raise UserError(f"profile '{profile.name}' has no key 'rivals': add it to profiles/, or choose another profile")
     config, build = RIVALS[rival](profile.rivals)
     classes = len(stages.class_names(profile, dataset_name))
-    files = huggingface.model_files(config.backbone) if hasattr(config, "backbone") else ()
-    key = cache.key([rival, config, _origin(profile, dataset_name, source), seed], CODE, files)
+    key = cache.key([rival, config, _origin(profile, dataset_name, source), seed], CODE, published.begins_with(config))
     file = paths.data() / profile.name / "rivals" / f"{rival}-{dataset_name}-{source}-{seed}-{key}.safetensors"
     with locked(file):
         model = build(config, classes, machine.device())

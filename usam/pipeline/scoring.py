@@ -42,8 +42,9 @@ def state(profile: Profile) -> str:
 
 def code_state(profile: Profile) -> str:
     """Key of settings, code and weights alone, without what a crawl has found: it is known before anything has run."""
-    models = sorted({profile.clip.model} | (profile.rivals.backbones if profile.rivals else set()))
-    files = [published.checkpoint(profile.sam), *(file for one in models for file in huggingface.model_files(one))]
+    files = [published.checkpoint(profile.sam), *huggingface.model_files(profile.clip.model)]
+    for _, rival in profile.rivals or ():
+        files += published.begins_with(rival)
     sources = [source_key(source) for source in profile.sources.values()]
     return cache.key([profile.decisive(), sources], [*CODE, *stages.own_code(profile)], files)
 
