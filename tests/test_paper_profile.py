@@ -1,8 +1,8 @@
 """The whole paper profile, on real file formats, with random weights: `./run_all.sh test -m slow` (some minutes).
 
-Every notebook and table of `profiles/paper.yaml` is made from its own architectures (SAM's ViT at 1024 pixels, Stable
-Diffusion with its safety checker at 512, CLIP) with few channels, three images a split and one a class. The numbers
-mean nothing.
+Every notebook and table of `profiles/paper_rivals.yaml` is made from its own architectures (SAM's ViT at 1024 pixels,
+Stable Diffusion with its safety checker at 512, CLIP, DINO with patches of 16 and of 8, a ResNet at stride 8) with few
+channels, three images a split and one a class. The numbers mean nothing.
 """
 
 import json
@@ -19,17 +19,27 @@ import yaml
 from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel, CLIPProcessor
+from safetensors.torch import save_file
+from torchvision.ops import FrozenBatchNorm2d
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    CLIPProcessor,
+    ViTConfig,
+    ViTImageProcessor,
+    ViTModel,
+)
 
 from miniature import datasets, world
 from usam import paths
+from usam.baselines.acr_networks import resnet
 from usam.data.class_names import COCO, VOC, folder_name
 
 pytestmark = pytest.mark.slow
 
 WORLD = "rehearsal: random weights, numbers mean nothing"
 NOTEBOOKS = [p.stem for p in sorted(paths.NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))]
-NOTEBOOKS.remove("06_rivals")  # the profile has no rivals yet
 SAM = """from segment_anything.build_sam import _build_sam
 
 
@@ -65,6 +75,13 @@ def write_clip(folder: Path, words) -> None:
     eye = size | dict(image_size=224, patch_size=32)
     CLIPModel(CLIPConfig(text_config=texts, vision_config=eye, projection_dim=16)).save_pretrained(folder)
     CLIPProcessor(CLIPImageProcessor(), words).save_pretrained(folder)
+
+
+def write_dino(folder: Path, patch: int) -> None:
+    """DINO's ViT, narrow."""
+    size = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1)
+    ViTModel(ViTConfig(image_size=224, patch_size=patch, **size), add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessor().save_pretrained(folder)
 
 
 def write_sets(root: Path) -> None:
@@ -108,11 +125,14 @@ def house(tmp_path_factory, tiny_parts) -> Path:
     torch.save(narrow["build_sam"]().state_dict(), models / "narrow.pth")
     write_diffusion(models / "diffusion", tiny_parts)
     write_clip(models / "clip", tiny_parts["tokenizer"])
+    write_dino(models / "dino16", 16)
+    write_dino(models / "dino8", 8)
+    save_file(resnet("resnet18", 64, FrozenBatchNorm2d).state_dict(), models / "resnet.safetensors")
     write_sets(root / "data")
     write_pictures(root / "pictures")
     drawing = {"model": "models/diffusion", "steps": 2, "batch": 1, "precision": "float32"}
     changes = {
-        "base": "paper",
+        "base": "paper_rivals",
         "world": WORLD,
         "sam": {"model": "narrow:build_sam", "checkpoint": "models/narrow.pth", "image_per_core": True},
         "sources": {
@@ -121,6 +141,25 @@ def house(tmp_path_factory, tiny_parts) -> Path:
         },
         "clip": {"model": "models/clip", "precision": "float32"},
         "head": {"epochs": 2},
+        "rivals": {
+            "leopart": {
+                "backbone": "models/dino16",
+                "steps": 2,
+                "batch": 2,
+                "prototypes": 4,
+                "head": [16, 16],
+                "queue": 64,
+            },
+            "transfgu": {"backbone": "models/dino8", "steps": 2, "batch": 2, "windows": [0.6], "restarts": [1]},
+            "acr": {
+                "network": "resnet18",
+                "weights": "models/resnet.safetensors",
+                "painter": [4, 4, 4],
+                "batch": 2,
+                "steps": 2,
+                "rates": [1e-6, 1e-3],
+            },
+        },
     }
     (root / "profiles" / "rehearsal.yaml").write_text(yaml.safe_dump(changes))
     return root
