@@ -101,6 +101,8 @@ def odd_images(folder: Path) -> dict[str, tuple[int, int] | str]:
     deep = np.arange(1200, dtype=np.uint16).reshape(30, 40) * 50
     Image.fromarray(deep).save(folder / "deep.png")
     Image.fromarray(np.zeros((3, 3), np.float32)).save(folder / "float.tiff")
+    Image.fromarray(np.full((3, 3), 200, np.int32)).save(folder / "counts.tiff")
+    (folder / "holiday.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
     whole = new_image(folder / "truncated.jpg", (400, 300)).read_bytes()
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.jpg").touch()
@@ -109,7 +111,8 @@ def odd_images(folder: Path) -> dict[str, tuple[int, int] | str]:
     return {
         "turned.jpg": (30, 40), "grey.jpg": (40, 30), "inks.jpg": (40, 30), "few.png": (40, 30), "clear.png": (40, 30),
         "one.png": (1, 1), "strip.png": (20_000, 10), "tall.png": (10, 20_000), "still.gif": (40, 30),
-        "deep.png": (40, 30), "float.tiff": "floating-point", "truncated.jpg": "truncated", "empty.jpg": "empty file",
+        "deep.png": (40, 30), "float.tiff": "32 bits", "counts.tiff": "32 bits", "holiday.jpg": "not an image",
+        "truncated.jpg": "truncated", "empty.jpg": "empty file",
         "text.jpg": "not an image", "nowhere.jpg": "No such file",
     }  # fmt: skip
 
@@ -127,7 +130,7 @@ def test_every_kind_of_file_gets_its_result_or_its_line(tiny, tmp_path, capsys):
         if isinstance(words, str):
             assert words in reasons[name] and "\n" not in reasons[name] and str(tmp_path) not in reasons[name]
     printed = capsys.readouterr().out
-    assert "5 images skipped" in printed and ".txt: 1" in printed
+    assert "7 images skipped" in printed and ".txt: 1" in printed
     assert pd.read_csv(tmp_path / "out" / "skipped.csv")["original"].tolist() == sorted(reasons)
     for row in found.images.itertuples():
         for file in export.FILES:
@@ -281,7 +284,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tiny, folder, monkeypatch, afte
             patch.setattr(module, name, stopping)
             with pytest.raises(KeyboardInterrupt):
                 annotate(folder, CLASSES, folder.with_name("two"), profile=tiny, score_threshold=0.5)
-    (folder.with_name("two") / "images" / ".a.jpg.part").write_bytes(b"half")
+    (folder.with_name("two") / "images" / ".0123456789ab.part").write_bytes(b"half")
     again = annotate(folder, CLASSES, folder.with_name("two"), profile=tiny, score_threshold=0.5).out
     assert files_of(again) == files_of(undisturbed)
 

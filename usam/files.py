@@ -4,6 +4,7 @@ import functools
 import hashlib
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,12 +84,19 @@ def locked(target: Path) -> Iterator[None]:
 
 
 def write_atomically(file: Path, content: str | bytes) -> None:
-    """Write a temporary file and move it into place: readers see the old content or the new one, never a part."""
-    temporary = file.with_name(f".{file.name}.part")
+    """Write a temporary file and move it into place: readers see the old content or the new one, never a part.
+
+    Its name is no other writer's. It is on the disk before it is moved, so that not even a loss of power leaves a file
+    that is empty or cut off.
+    """
+    temporary = file.with_name(f".{uuid.uuid4().hex[:12]}.part")
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            with open(temporary, "wb") as part:
+                part.write(content.encode() if isinstance(content, str) else content)
+                part.flush()
+                os.fsync(part.fileno())
             os.replace(temporary, file)
         except BaseException:
             temporary.unlink(missing_ok=True)

@@ -214,7 +214,7 @@ def _clean(out: Path, names: set[str]) -> int:
     """Remove files of other images, and half-written ones of a killed run; returns the number of images removed."""
     patterns = (*FILES, f"{RECORDS}/{{}}.json")
     others = [file for some in patterns for file in out.glob(some.format("*")) if file.stem not in names]
-    halves = [file for some in patterns for file in out.glob(some.format(".*") + ".part")]
+    halves = [file for some in patterns for file in (out / some).parent.glob(".*.part")]
     for file in (*others, *halves, *out.glob("page_*.html")):
         file.unlink()
     return sum(file.parent.name == RECORDS for file in others)

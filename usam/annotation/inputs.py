@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import yaml
-from PIL import Image
 
 from usam.data import image_files
 from usam.data.class_names import NOTHING, check_names
@@ -137,7 +136,7 @@ def _files(place: Path, ignored: Counter[str]) -> list[Path]:
 
 
 def _files_below(folder: Path, ignored: Counter[str]) -> list[Path]:
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    endings = image_files.endings()
     results = {records.parent for records in folder.rglob(RECORDS)}
     files = []
     for path in folder.rglob("*"):
@@ -185,8 +184,6 @@ def read(file: Path) -> np.ndarray:
     Raises:
         Unreadable: it cannot be read, or is too large.
     """
-    if os.path.exists(file) and not os.path.isfile(file):
-        raise Unreadable("not a regular file but a pipe, a socket or a device")
     try:
         image = image_files.read(file)
     except Exception as error:  # a damaged file can raise anything
@@ -211,7 +208,7 @@ def reading(file: Path) -> Iterator[np.ndarray]:
     """What `read` returns; inside, no other thread holds a large image: each takes several times its size in memory."""
     large = False
     if os.path.isfile(file):
-        with suppress(Exception), Image.open(file) as image:  # `read` raises it again, as `Unreadable`
+        with suppress(Exception), image_files.opened(file) as image:  # `read` raises it again, as `Unreadable`
             large = image.width * image.height > LARGE
     with _large if large else nullcontext():
         yield read(file)
