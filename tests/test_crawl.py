@@ -2,7 +2,10 @@
 
 import io
 import itertools
+import json
+import os
 import random
+import shutil
 import socket
 import struct
 import threading
@@ -14,6 +17,7 @@ from email.utils import formatdate
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pandas as pd
@@ -753,6 +757,69 @@ def test_a_folder_is_read_with_the_same_care(tmp_path):
         ("hot_dog/near.jpg", "near duplicate of hot_dog/0000.png"),
         ("hot_dog/notes.txt", "no image"),
     ]
+
+
+def test_odd_names_in_a_folder_are_read_and_pipes_are_not(tmp_path):
+    names = [
+        "two  blanks.png",
+        "a\ttab.png",
+        "no\u00a0break.png",
+        "50%25.png",
+        "new\nline.png",
+        "=SUM(A1).png",
+        "plain name.png",
+    ]
+    folder = tmp_path / "source" / "dog"
+    folder.mkdir(parents=True)
+    for k, name in enumerate(names):
+        (folder / name).write_bytes(png(k))
+    (folder / os.fsdecode(b"\xff.png")).write_bytes(png(50))
+    os.mkfifo(tmp_path / "pipe")
+    (folder / "link.png").symlink_to(tmp_path / "pipe")
+    config = CrawlConfig(source=str(tmp_path / "source"))
+    table = crawl(tmp_path / "out", ["dog"], config, 9)
+    assert table["status"].value_counts().to_dict() == {"accepted": 8, "rejected": 1}
+    assert table.set_index("url").loc["dog/link.png", "reason"] == "no regular file"
+    assert {"dog/plain name.png", "dog/two%20%20blanks.png", "dog/50%2525.png"} <= set(table["url"])
+    before = content(tmp_path / "out")
+    crawl(tmp_path / "out", ["dog"], config, 9)
+    assert content(tmp_path / "out") == before  # nothing is read twice under another name
+
+
+def test_strangers_text_is_no_formula(tmp_path):
+    file = tmp_path / "urls.csv"
+    with serving(lambda self: self.say(200, png(1))) as base:
+        file.write_text(f'class,url,page,creator,licence\ndog,{base}/1,"=HYPERLINK(""x"")",@SUM(1),by -1\n')
+        config = CrawlConfig(source=str(file), allow_hosts=["127.0.0.1"], **FAST)
+        for _ in range(2):
+            table = crawl(tmp_path / "out", ["dog"], config, 1)
+            assert table.loc[0, ["page", "creator", "licence"]].tolist() == [
+                '\'=HYPERLINK("x")',
+                "'@SUM(1)",
+                "by -1",
+            ]
+
+
+def test_a_damaged_answer_is_asked_for_again_and_empty_pages_end_a_class(tmp_path, waits):
+    asked = []
+
+    def answer(self: Reply) -> None:
+        asked.append(self.path)
+        if not self.path.startswith("/v1/images/?"):
+            return self.say(200, png(1))
+        page = int(parse_qs(urlsplit(self.path).query)["page"][0])
+        results = [{"url": f"http://127.0.0.1:{self.server.server_port}/one.png"}] if page == 1 else []
+        self.say(200, json.dumps({"page_count": 10**9, "results": results}).encode())
+
+    with serving(answer) as base:
+        crawl(tmp_path / "out", ["dog"], mini(f"{base}/v1/"), 2)
+        searches = [path for path in asked if "page=" in path]
+        assert len(searches) == 2  # the second page was empty, whatever was promised
+        (stored,) = (tmp_path / "out" / ".answers").rglob("001.json")
+        stored.write_bytes(b"")
+        shutil.rmtree(tmp_path / "out" / "dog")
+        table = crawl(tmp_path / "out", ["dog"], mini(f"{base}/v1/"), 2)
+    assert table["status"].tolist() == ["accepted"] and stored.stat().st_size > 0
 
 
 def test_a_list_says_where_its_pictures_come_from_and_duplicates_are_found_across_classes(tmp_path):

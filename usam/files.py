@@ -52,6 +52,16 @@ def read_csv(file: Path, **options: Any) -> pd.DataFrame:
         raise UserError(f"{file} cannot be read ({error}): restore it, or delete it and run again") from error
 
 
+def one_line(text: str) -> str:
+    """Text without control characters and repeated blanks."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def no_formula(text: str) -> str:
+    """Text of a stranger for a cell of a table: after an apostrophe, if a spreadsheet would compute it."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+
+
 @contextmanager
 def writing(place: Path) -> Iterator[None]:
     """Turn an error of the operating system inside the block into one line.

@@ -33,7 +33,7 @@ from usam.annotation.inputs import RECORDS, InputImage
 from usam.annotation.outlines import one_polygon, polygons
 from usam.data import image_files
 from usam.data.voc import voc_palette
-from usam.files import sha256, write_atomically, writing
+from usam.files import no_formula, sha256, write_atomically, writing
 from usam.method.inference import LabelledMasks
 from usam.method.masks import masks_to_rle, to_image_size
 from usam.report import figures
@@ -203,8 +203,9 @@ def finish(
     table = pd.DataFrame(rows, columns=COLUMNS)
     table = table.sort_values(["expected_error", "name"], ascending=[False, True], ignore_index=True)
     _write_pages(out, names, table)
-    write_atomically(out / "images.csv", table.drop(columns="classes").to_csv(index=False))
-    write_atomically(out / "skipped.csv", skipped.to_csv(index=False))
+    for name, content in {"images": table.drop(columns="classes"), "skipped": skipped}.items():
+        safe = content.assign(original=content["original"].map(no_formula))
+        write_atomically(out / f"{name}.csv", safe.to_csv(index=False))
     counts = {"images": len(table), "skipped": len(skipped), "made with": "usam.annotate"}
     write_atomically(out / "provenance.json", json.dumps(provenance | counts, indent=1))
     return table.drop(columns=["sha256", "classes"])

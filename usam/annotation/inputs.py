@@ -169,7 +169,7 @@ def _named(files: Sequence[Path]) -> list[InputImage]:
         taken.add(name.lower())
         status = file.stat() if os.path.exists(file) else file.lstat()  # a broken link is skipped later, with a reason
         key = cache.key([os.fsencode(file).hex(), status.st_size, status.st_mtime_ns])
-        printable = original.as_posix().encode(errors="replace").decode()
+        printable = "".join(c if c.isprintable() else "?" for c in original.as_posix())
         images.append(InputImage(file, printable, name, status.st_size, key))
     return images
 

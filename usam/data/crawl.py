@@ -8,13 +8,14 @@ import contextlib
 import hashlib
 import io
 import itertools
+import os
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 import imagehash
 import pandas as pd
@@ -27,7 +28,7 @@ from usam.data.class_names import check_names, folder_name
 from usam.data.http import BROKEN, TEMPORARY, UNREACHABLE, Rejected, Web
 from usam.data.sources import CrawlConfig
 from usam.errors import UserError
-from usam.files import locked, read_csv, write_atomically
+from usam.files import locked, no_formula, one_line, read_csv, write_atomically
 
 FOUND = ["class", "url", "page", "creator", "licence"]
 NUMBERS = ["bytes", "width", "height"]
@@ -253,22 +254,27 @@ def _source(
     return _in_csv(source, class_names).__getitem__, web.fetch
 
 
-def _candidate(class_name: str, *found: object) -> dict:
-    """Make a row of what was found: strangers' text, made safe for a line of CSV."""
-    printable = ("".join(c if c.isprintable() else " " for c in str(text or "")) for text in found)
-    return dict(zip(FOUND, [class_name, *(" ".join(text.split()) for text in printable)], strict=True))
+def _candidate(class_name: str, url: object, *about: object) -> dict:
+    """Make a row of what was found: strangers' text, made safe for a line of CSV and for a spreadsheet."""
+    about = (no_formula(one_line(str(text or ""))) for text in about)
+    return dict(zip(FOUND, [class_name, one_line(str(url or "")), *about], strict=True))
 
 
 def _in_folder(root: Path, name: str) -> Iterator[tuple]:
     for folder in sorted({name, folder_name(name)}):
         for file in sorted((root / folder).glob("[!.]*")):
             if file.is_file() or file.is_symlink():
-                yield f"{folder}/{file.name}", "", "", ""
+                name = f"{folder}/{file.name}"
+                plain = name == one_line(name) and "%" not in name
+                yield name if plain else quote(os.fsencode(name)), "", "", ""
 
 
-def _read_file(root: Path, largest: int, file: str) -> bytes:
+def _read_file(root: Path, largest: int, url: str) -> bytes:
+    file = root / os.fsdecode(unquote_to_bytes(url))
+    if file.exists() and not file.is_file():  # a pipe would wait for a writer, perhaps for ever
+        raise Rejected("no regular file")
     try:
-        with open(root / file, "rb") as opened:
+        with open(file, "rb") as opened:
             content = opened.read(largest + 1)
     except OSError:
         raise Rejected("cannot be read") from None

@@ -31,7 +31,7 @@ def results(answers: Path, web: Web, name: str) -> Iterator[tuple[str, str | Non
     token = os.environ.get("OPENVERSE_TOKEN", "").strip()
     for page in itertools.count(1):
         file = answers / folder_name(name) / f"{page:03d}.json"
-        if not file.exists():
+        if (answer := _stored(file)) is None:
             query = urlencode({"q": name, "page": page, "page_size": PAGE_SIZE, "mature": "false"})
             url = f"{web.config.api.rstrip('/')}/images/?{query}"
             try:
@@ -39,14 +39,22 @@ def results(answers: Path, web: Web, name: str) -> Iterator[tuple[str, str | Non
             except Rejected as rejection:
                 advice = ADVICE.get(rejection.reason, f"run again later, or correct `api`; {FINISHED}")
                 raise UserError(f"{url}: {rejection.reason}: {advice}") from None
-            _parsed(content, url)
+            answer = _parsed(content, url)
             write_atomically(file, content)
-        answer = _parsed(file.read_bytes(), str(file))
         for item in answer["results"]:
             licence = f"{item.get('license') or ''} {item.get('license_version') or ''}"
             yield item["url"], item.get("foreign_landing_url"), item.get("creator"), licence
-        if page >= answer["page_count"] or (page >= ANONYMOUS_PAGES and not token):
+        last = page >= answer["page_count"] or (page >= ANONYMOUS_PAGES and not token)
+        if last or not answer["results"]:  # some servers count pages that they do not have
             return
+
+
+def _stored(file: Path) -> dict | None:
+    """An answer of an earlier run; None if there is none, or it is damaged."""
+    try:
+        return _parsed(file.read_bytes(), str(file))
+    except (OSError, UserError):
+        return None
 
 
 def _parsed(content: bytes, where: str) -> dict:
