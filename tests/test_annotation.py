@@ -107,13 +107,14 @@ def odd_images(folder: Path) -> dict[str, tuple[int, int] | str]:
     (folder / "truncated.jpg").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.jpg").touch()
     (folder / "text.jpg").write_text("not an image at all")
+    (folder / "=1+1.jpg").write_text("not an image at all")
     (folder / "nowhere.jpg").symlink_to(folder / "gone.jpg")
     return {
         "turned.jpg": (30, 40), "grey.jpg": (40, 30), "inks.jpg": (40, 30), "few.png": (40, 30), "clear.png": (40, 30),
         "one.png": (1, 1), "strip.png": (20_000, 10), "tall.png": (10, 20_000), "still.gif": (40, 30),
         "deep.png": (40, 30), "float.tiff": "32 bits", "counts.tiff": "32 bits", "holiday.jpg": "not an image",
         "truncated.jpg": "truncated", "empty.jpg": "empty file",
-        "text.jpg": "not an image", "nowhere.jpg": "No such file",
+        "text.jpg": "not an image", "=1+1.jpg": "not an image", "nowhere.jpg": "No such file",
     }  # fmt: skip
 
 
@@ -130,8 +131,10 @@ def test_every_kind_of_file_gets_its_result_or_its_line(tiny, tmp_path, capsys):
         if isinstance(words, str):
             assert words in reasons[name] and "\n" not in reasons[name] and str(tmp_path) not in reasons[name]
     printed = capsys.readouterr().out
-    assert "7 images skipped" in printed and ".txt: 1" in printed
-    assert pd.read_csv(tmp_path / "out" / "skipped.csv")["original"].tolist() == sorted(reasons)
+    assert "8 images skipped" in printed and ".txt: 1" in printed
+    assert pd.read_csv(tmp_path / "out" / "skipped.csv")["original"].tolist() == [
+        f"'{name}" if name == "=1+1.jpg" else name for name in sorted(reasons)
+    ]
     for row in found.images.itertuples():
         for file in export.FILES:
             with_suffix = found.out / file.format(row.name)
