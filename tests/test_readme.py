@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from usam import paths
+from usam.report import claims
 
 README = (paths.ROOT / "README.md").read_text(encoding="utf-8")
 TABLES_OF = {"1": "VOC", "2": "COCO", "3_voc": "VOC", "3_coco": "COCO", "4_voc": "VOC", "4_coco": "COCO"}
@@ -31,6 +32,14 @@ def test_scores_are_those_of_the_committed_tables():
             line = f"| {data_set} | {row['method']} | {row['training images']} | {' | '.join(scores)} |"
             # Table 4 repeats U-SAM, whose paper's numbers differ a little there; its line stands once
             assert line in block or (row["method"] == "U-SAM" and name.startswith("table_4"))
+
+
+def test_sentences_about_the_claims_are_those_of_the_committed_table():
+    block = README.partition("<!-- claims of results/study -->")[2].partition("<!-- end of claims -->")[0]
+    table = pd.read_csv(io.StringIO(committed("claims")), dtype=str, keep_default_na=False)
+    expected = [f"* {line}" for line in (claims.family(table), *claims.sentences(table))]
+    said = [" ".join(item.split()) for item in re.split(r"\n(?=\* )", block.strip())]
+    assert said == expected
 
 
 @pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "docs/performance.md", "docs/statistics.md"])
