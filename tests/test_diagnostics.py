@@ -123,7 +123,7 @@ def test_each_setting_is_explained():
     assert table.loc["sam.points_per_side", "value"] == "10"
     assert table.loc["sam.points_per_side", "meaning"].startswith("side of the point grid")
     assert table.loc["datasets.coco.classes", "value"] == "–"
-    assert table.loc["head.widths", "value"] == "512, 256, 128"
+    assert table.loc["head.widths", "value"] == "256, 128, 64"
     assert table["meaning"].str.len().min() > 5
 
 

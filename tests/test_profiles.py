@@ -50,7 +50,8 @@ def test_shipped_profiles_load(name):
     profile = profiles.load(name)
     assert profile.name == name
     assert profile.sam.points_per_side == 10 and set(profile.datasets) == {"voc", "coco"}
-    assert profile.head.widths == (512, 256, 128) and profile.head.a == 10 and profile.head.learning_rate == 1e-3
+    assert profile.head.widths == {"smoke": (512, 256, 128), "mini": (256, 128, 64)}[name]
+    assert profile.head.a == 10 and profile.head.learning_rate == 1e-3
     assert profile.distillation.entropy_threshold > 0 and profile.distillation.lambda_uncertainty == 0.15
     assert paths.resolve(profile.sam.checkpoint).parent.is_dir()
     with pytest.raises(ValidationError, match="frozen"):

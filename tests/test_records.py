@@ -154,7 +154,7 @@ def test_failed_write_leaves_the_old_content(tmp_path, monkeypatch, step):
         raise OSError(28, "No space left on device")
 
     if step == "write":
-        monkeypatch.setattr(Path, "write_bytes", full)
+        monkeypatch.setattr(os, "fsync", full)  # what was written does not fit the disk
     else:
         monkeypatch.setattr(os, "replace", full)
     with pytest.raises(UserError, match=r"cannot write .*runs\.csv: No space left on device; free"):
