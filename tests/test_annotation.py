@@ -170,6 +170,18 @@ def test_pipes_and_devices_are_skipped_however_they_are_named(folder):
     assert "3 images annotated" in done.stdout and "4 images skipped" in done.stdout and ".txt: 1" in done.stdout
 
 
+def test_a_notebook_that_others_read_does_not_name_the_folders_of_this_machine(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("USAM_DATA", str(tmp_path / "far" / "data"))
+    table = pd.DataFrame({"objects": [1], "labelled": [0.5]})
+    for out, said in (
+        (tmp_path / "far" / "data" / "mini" / "labelled", "data/mini/labelled/index.html"),
+        (Path.cwd() / "labelled", "labelled/index.html"),
+        (tmp_path / "mine", str(tmp_path / "mine" / "index.html")),  # else nobody would find it
+    ):
+        annotating._report(out, table, table[:0], strict=False)
+        assert capsys.readouterr().out.endswith(f"1 objects; start with {said}\n")
+
+
 def test_strict_fails_in_the_end(tiny, folder):
     (folder / "text.jpg").write_text("not an image at all")
     with pytest.raises(UserError, match=r"1 of 4 images were skipped, for example text\.jpg \(not an image"):
@@ -287,7 +299,8 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(tiny, folder, monkeypatch, afte
             patch.setattr(module, name, stopping)
             with pytest.raises(KeyboardInterrupt):
                 annotate(folder, CLASSES, folder.with_name("two"), profile=tiny, score_threshold=0.5)
-    (folder.with_name("two") / "images" / ".0123456789ab.part").write_bytes(b"half")
+    for place in (".", "images", ".records"):
+        (folder.with_name("two") / place / ".0123456789ab.part").write_bytes(b"half")
     again = annotate(folder, CLASSES, folder.with_name("two"), profile=tiny, score_threshold=0.5).out
     assert files_of(again) == files_of(undisturbed)
 

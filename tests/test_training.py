@@ -50,6 +50,14 @@ def weights_equal(one: MaskClassifier, other: MaskClassifier) -> bool:
     return all(torch.equal(a[k], b[k]) for k in a)
 
 
+def test_heads_that_are_trained_side_by_side_are_those_that_are_trained_alone(monkeypatch):
+    monkeypatch.setattr(machine, "cores", lambda: 3)
+    alone = [train(bags(seed=k), SHORT, seed=k)[0] for k in range(6)]
+    together = machine.side_by_side(train, [(bags(seed=k), SHORT, k) for k in range(6)])
+    assert all(weights_equal(one, other) for one, (other, _) in zip(alone, together, strict=True))
+    assert not weights_equal(alone[0], alone[1])
+
+
 def test_teacher_finds_the_mask_that_matters():
     teacher, history = train(bags(), HEAD, seed=0)
     assert list(history.columns) == ["epoch", "mil", "uncertainty", "bad", "accuracy"]

@@ -15,6 +15,8 @@ from filelock import FileLock, Timeout
 
 from usam.errors import UserError
 
+PART_DIGITS = 12  # hex digits in the name of a file that is being written: `.0123456789ab.part`
+
 
 @functools.cache
 def file_sha(path: Path, _modified: int, _size: int) -> str:
@@ -99,7 +101,7 @@ def write_atomically(file: Path, content: str | bytes) -> None:
     Its name is no other writer's. It is on the disk before it is moved, so that not even a loss of power leaves a file
     that is empty or cut off.
     """
-    temporary = file.with_name(f".{uuid.uuid4().hex[:12]}.part")
+    temporary = file.with_name(f".{uuid.uuid4().hex[:PART_DIGITS]}.part")
     with writing(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:

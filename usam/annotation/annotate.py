@@ -244,6 +244,8 @@ def _report(out: Path, table: pd.DataFrame, skipped: pd.DataFrame, strict: bool)
         UserError: an image was skipped, and `strict`.
     """
     here = out.relative_to(Path.cwd()) if out.is_relative_to(Path.cwd()) else out
+    if here == out and out.is_relative_to(paths.data()):  # in a notebook that others read
+        here = out.relative_to(paths.data().parent)
     print(f"{len(table)} images annotated, {table['objects'].sum()} objects; start with {here / 'index.html'}")
     if (labelled := table["labelled"].mean()) > CROWDED:
         print(

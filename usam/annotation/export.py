@@ -33,7 +33,7 @@ from usam.annotation.inputs import RECORDS, InputImage
 from usam.annotation.outlines import one_polygon, polygons
 from usam.data import image_files
 from usam.data.voc import voc_palette
-from usam.files import no_formula, sha256, write_atomically, writing
+from usam.files import PART_DIGITS, no_formula, sha256, write_atomically, writing
 from usam.method.inference import LabelledMasks
 from usam.method.masks import masks_to_rle, to_image_size
 from usam.report import figures
@@ -215,7 +215,8 @@ def _clean(out: Path, names: set[str]) -> int:
     """Remove files of other images, and half-written ones of a killed run; returns the number of images removed."""
     patterns = (*FILES, f"{RECORDS}/{{}}.json")
     others = [file for some in patterns for file in out.glob(some.format("*")) if file.stem not in names]
-    halves = [file for some in patterns for file in (out / some).parent.glob(".*.part")]
+    folders = {(out / some).parent for some in (*patterns, "index.html", f"{VOC}/ImageSets/Segmentation/train.txt")}
+    halves = [file for folder in folders for file in folder.glob(f".{'[0-9a-f]' * PART_DIGITS}.part")]
     for file in (*others, *halves, *out.glob("page_*.html")):
         file.unlink()
     return sum(file.parent.name == RECORDS for file in others)

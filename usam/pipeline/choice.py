@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from usam import machine
 from usam.errors import UserError
 from usam.evaluation.scores import Scores
-from usam.pipeline import scoring, stages
+from usam.pipeline import scoring
 from usam.profiles import Profile
 from usam.registry import METHODS
 
@@ -63,8 +62,8 @@ def choose(profile: Profile, method: str, source: str) -> Choice:
     variants = [{}, *(profile.search.heads if heads else profile.search.clip)]
     if heads:
         last = {"inference.score_threshold": profile.search.score_thresholds[-1]}
-        calls = [(profile.changed(variant | last), place[0], source, seed) for variant in variants for seed in seeds]
-        machine.side_by_side(stages.heads, [call for call in calls if not scoring.is_stored(*call, method, place[1])])
+        tried = [profile.changed(variant | last) for variant in variants]
+        scoring.train_ahead([(one, place[0], source, seed) for one in tried for seed in seeds], method, place[1])
     for variant in variants:
         steps = [variant | {"inference.score_threshold": threshold} for threshold in profile.search.score_thresholds]
         tried = [profile.changed(step) for step in steps]

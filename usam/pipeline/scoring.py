@@ -2,7 +2,7 @@
 
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -69,13 +69,18 @@ def score(
     return evaluated(profile, dataset_name, source, seed, method, ready, split)
 
 
-def is_stored(
-    profile: Profile, dataset_name: str, source: str, seed: int | None, method: str = "U-SAM", split: str | None = None
-) -> bool:
-    """Whether `score` would find what it returns, and train and compute nothing."""
-    _crawled(profile, source)
-    row = _identity(profile, dataset_name, source, seed, method, split)
-    return _load(_file(profile, dataset_name, row)) is not None
+def train_ahead(calls: Iterable[tuple[Profile, str, str, int]], method: str, split: str) -> None:
+    """Train heads side by side that `score` would train one after the other: those whose scores are not stored.
+
+    `calls` are profile, data set, source and seed, as for `stages.heads`; `method` is one that has such heads.
+    """
+    missing = []
+    for profile, dataset_name, source, seed in calls:
+        _crawled(profile, source)
+        row = _identity(profile, dataset_name, source, seed, method, split)
+        if _load(_file(profile, dataset_name, row)) is None:
+            missing.append((profile, dataset_name, source, seed))
+    machine.side_by_side(stages.heads, missing)
 
 
 def evaluated(

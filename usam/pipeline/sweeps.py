@@ -37,8 +37,7 @@ def sweep(
     tried = _in_order(profile, key, values)
     seeds, runs = profile.validating().seeds, []
     if not key.startswith(("inference.", "sam.")):
-        calls = [(one, dataset_name, source, seed) for seed in seeds for one, _ in tried]
-        machine.side_by_side(stages.heads, [call for call in calls if not scoring.is_stored(*call, split=split)])
+        scoring.train_ahead([(one, dataset_name, source, k) for k in seeds for one, _ in tried], "U-SAM", split)
     for seed in seeds:
         if key.startswith("inference."):
             runs.append(scoring.score_each([one for one, _ in tried], dataset_name, source, seed, split=split))
