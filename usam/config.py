@@ -194,8 +194,9 @@ class HeadConfig(Settings):
     """of Adam, at the first step."""
     learning_rate_end: Annotated[float, Field(ge=0, le=1)] = 1.0
     """what share of it the last step has; it changes evenly from step to step (the paper names no schedule)."""
-    standardise: bool = True
-    """whether tokens are standardised, with mean and deviation of the training tokens, before the first layer."""
+    standardise: bool = False
+    """whether tokens are standardised, with mean and deviation of the training tokens, before the first layer (the
+    paper does not say so)."""
     images_per_class: Count | None = None
     """train on the first so many of each class's images; all by default."""
     precision: Annotated[Literal["auto", "float32", "bfloat16"], *ON_THIS_MACHINE] = "auto"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from pycocotools import mask as rle_tools
 from pycocotools.cocoeval import COCOeval
 
@@ -90,15 +91,17 @@ class Matches:
         for label in range(total.shape[1]):
             rows = np.flatnonzero(self.label == label)
             rows = rows[np.argsort(-self.score[rows], kind="stable")]
-            there = np.flatnonzero(total[:, label] > 0)
+            there, hit = np.flatnonzero(total[:, label] > 0), np.flatnonzero(self.hit[rows])
             counted = times[np.ix_(there, self.image[rows])]  # (B', D)
-            hits = np.cumsum(counted * self.hit[rows], 1)
-            precision = hits / np.maximum(np.cumsum(counted, 1), 1)
+            # recall rises at hits alone, and between two of them precision falls: those H detections are enough
+            hits = np.cumsum(counted[:, hit], 1)  # (B', H)
+            precision = hits / np.maximum(np.cumsum(counted, 1)[:, hit], 1)
             best_from_here = np.maximum.accumulate(precision[:, ::-1], 1)[:, ::-1]
-            recall = hits / total[there, label, None]
-            for row, r, p in zip(there, recall, best_from_here, strict=True):
-                first = np.searchsorted(r, RECALLS)  # where each recall is reached; none is reached behind the end
-                found[row, label] = np.append(p, 0.0)[first].mean()
+            recall = torch.from_numpy(np.ascontiguousarray(hits / total[there, label, None]))
+            wanted = torch.from_numpy(RECALLS).expand(len(there), -1).contiguous()
+            first = torch.searchsorted(recall, wanted).numpy()  # where each recall is reached; behind the end: never
+            reached = np.pad(best_from_here, ((0, 0), (0, 1)))
+            found[there, label] = np.take_along_axis(reached, first, 1).mean(1)
         return found if weights is not None else found[0]
 
 

@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 
 class MaskClassifier(nn.Module):
-    """θ: four linear layers with ReLU between, 1024 -> 512 -> 256 -> 128 -> C, on standardised tokens.
+    """θ: four linear layers with ReLU between, 1024 -> 512 -> 256 -> 128 -> C.
 
     Args:
         classes: C, number of object classes (no background class: the paper's head has none).
-        mean, std: (1024,) float32 statistics of the training tokens; kept in the checkpoint.
+        mean, std: (1024,) float32 statistics of the training tokens, or zeros and ones; kept in the checkpoint.
         widths: of the three hidden layers.
     """
 

@@ -116,9 +116,8 @@ def train(
         (share of training images whose highest bag score is one of their classes).
     """
     labels = bags.labels.to(device)
-    mean, std = statistics(bags, device)
-    if not head.standardise:
-        mean, std = torch.zeros_like(mean), torch.ones_like(std)
+    size = bags[0].shape[-1]
+    mean, std = statistics(bags, device) if head.standardise else (torch.zeros(size), torch.ones(size))
     with machine.seeded(seed) as order:
         if distillation is not None and distillation.initial_weights == "own":
             torch.manual_seed(2**32 - 1 - seed)  # from the other end: no teacher's
@@ -151,7 +150,7 @@ def train(
 
 
 def _inputs(model: MaskClassifier, bags: Bags, precision: torch.dtype) -> Callable[[Tensor], Tensor]:
-    """Training images (n,) -> standardised tokens (n, d, 1024) in the type that the first product wants.
+    """Training images (n,) -> tokens (n, d, 1024), standardised if they are to be, in the type of the first product.
 
     They stay where the model is if they fit its memory, made once for all epochs; else they are read again each time.
     """
