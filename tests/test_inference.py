@@ -14,18 +14,20 @@ from usam.method.head import MaskClassifier
 from usam.method.inference import LabelledMasks, choose, label_masks, nms, probabilities
 from usam.method.masks import MaskEmbeddings, mask_iou, masks_to_rle, rle_iou
 
-# Four masks: 0 and 1 overlap by 0.6, 1 and 2 by 0.5, 0 and 2 not at all, 3 is alone.
-IOU = np.array([[1, 0.6, 0, 0], [0.6, 1, 0.5, 0], [0, 0.5, 1, 0], [0, 0, 0, 1]])
+# Four masks of a row of pixels: 0 and 1 overlap by 6 of 10, 1 and 2 by 4 of 10, 0 and 2 not at all, 3 is alone.
+STRIPES = np.zeros((4, 1, 12), bool)
+for stripe, (first, end) in zip(STRIPES, ((0, 6), (0, 10), (6, 10), (10, 12)), strict=True):
+    stripe[0, first:end] = True
 
 
-def run(scores: list[float], labels: list[int], limit: float = 0.5, per_class: bool = False) -> list[int]:
-    return nms(IOU, np.array(scores), np.array(labels), limit, per_class).tolist()
+def run(scores: list[float], labels: list[int], limit: float = 0.4, per_class: bool = False) -> list[int]:
+    return nms(masks_to_rle(STRIPES), np.array(scores), np.array(labels), limit, per_class).tolist()
 
 
 def test_nms_by_hand():
     assert run([0.9, 0.8, 0.7, 0.6], [0, 0, 0, 0]) == [0, 2, 3]  # 0 removes 1; 2 was only in reach of 1
     assert run([0.7, 0.8, 0.6, 0.9], [0, 0, 0, 0]) == [3, 1]  # 1 removes 0, and 2 at exactly the limit
-    assert run([0.7, 0.8, 0.6, 0.9], [0, 0, 0, 0], 0.51) == [3, 1, 2]
+    assert run([0.7, 0.8, 0.6, 0.9], [0, 0, 0, 0], 0.41) == [3, 1, 2]
     assert run([0.7, 0.8, 0.6, 0.9], [0, 1, 2, 3]) == [3, 1]  # other classes count
     assert run([0.7, 0.8, 0.6, 0.9], [0, 1, 1, 3], per_class=True) == [3, 1, 0]  # only 2 has the class of 1
 
@@ -35,7 +37,7 @@ def test_nms_gives_ties_to_the_lower_index():
 
 
 def test_nms_of_nothing():
-    none = nms(np.zeros((0, 0)), np.zeros(0), np.zeros(0, int), 0.5, False)
+    none = nms([], np.zeros(0), np.zeros(0, int), 0.5, False)
     assert none.shape == (0,) and none.dtype.kind == "i"
 
 
@@ -48,11 +50,11 @@ def test_nms_against_torchvision_on_boxes(seed):
         mask[y : y + h, x : x + w] = True
     boxes = torch.tensor(np.hstack([corners, corners + sides]), dtype=torch.float32)
     scores, labels = rng.permutation(60).astype(np.float32) / 60, rng.integers(0, 3, 60)
-    iou, limit = mask_iou(masks), 0.4567  # no ratio of such small areas: here "or more" and "more" agree
+    rles, limit = masks_to_rle(masks), 0.4567  # no ratio of such small areas: here "or more" and "more" agree
     theirs = box_nms(boxes, torch.tensor(scores), limit)
-    assert nms(iou, scores, labels, limit, False).tolist() == theirs.tolist()
+    assert nms(rles, scores, labels, limit, False).tolist() == theirs.tolist()
     theirs = batched_nms(boxes, torch.tensor(scores), torch.tensor(labels), limit)
-    assert nms(iou, scores, labels, limit, True).tolist() == theirs.tolist()
+    assert nms(rles, scores, labels, limit, True).tolist() == theirs.tolist()
 
 
 def test_iou_of_masks_and_of_run_lengths_by_counting():
@@ -61,8 +63,9 @@ def test_iou_of_masks_and_of_run_lengths_by_counting():
     masks[3] = False
     counted = [[(a & b).sum() / max((a | b).sum(), 1) for b in masks] for a in masks]
     np.testing.assert_allclose(mask_iou(masks), counted, atol=1e-6)
-    np.testing.assert_allclose(rle_iou(masks_to_rle(masks)), counted, atol=1e-12)
-    assert mask_iou(masks[:0]).shape == rle_iou([]).shape == (0, 0)
+    rles = masks_to_rle(masks)
+    np.testing.assert_allclose([rle_iou(one, rles) for one in rles], counted, atol=1e-12)
+    assert mask_iou(masks[:0]).shape == (0, 0) and rle_iou(rles[0], []).shape == (0,)
 
 
 def block(rows: slice, columns: slice) -> np.ndarray:

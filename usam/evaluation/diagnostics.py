@@ -15,7 +15,7 @@ from usam.evaluation.metrics import Reliability
 from usam.evaluation.scores import compared_masks
 from usam.method.head import MaskClassifier
 from usam.method.inference import LabelledMasks, label_masks, nms, probabilities
-from usam.method.masks import MaskEmbeddings, mask_iou, rle_iou, rle_to_masks
+from usam.method.masks import MaskEmbeddings, mask_iou, rle_to_masks
 
 KINDS = ("whole", "part", "mixed", "background")
 
@@ -109,8 +109,8 @@ def whole_objects(
 def _nms_alone(found: MaskEmbeddings, config: InferenceConfig) -> np.ndarray:
     """Indices of the masks that NMS leaves, without a threshold and without classes."""
     there = np.flatnonzero(rle_codec.area(found.masks) > 0)
-    iou, scores = rle_iou([found.masks[j] for j in there]), found.iou[there]
-    return there[nms(iou, scores, np.zeros(len(there), int), config.nms_iou, per_class=False)]
+    masks, no_classes = [found.masks[j] for j in there], np.zeros(len(there), int)
+    return there[nms(masks, found.iou[there], no_classes, config.nms_iou, per_class=False)]
 
 
 def neighbour_agreement(tokens: np.ndarray, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from usam.data.datasets import Dataset, Example
 from usam.evaluation.metrics import Detection, Matches, Truth, class_iou, confusion_matrix, match, mean_known
 from usam.method.head import MaskClassifier
 from usam.method.inference import LabelledMasks, label_masks, probabilities
-from usam.method.masks import MaskEmbeddings, mask_iou, masks_to_rle, rle_iou, rle_to_masks, to_image_size
+from usam.method.masks import MaskEmbeddings, mask_iou, masks_to_rle, rle_to_masks, to_image_size
 
 
 @dataclass(frozen=True)
@@ -97,14 +97,10 @@ def evaluate_each(
     label: str = "evaluation",
 ) -> list[Scores]:
     """Scores with each of `configs`, whose masks have the same class probabilities: these are computed once."""
-    lowest = min(config.score_threshold for config in configs)
 
     def annotate(example: Example, found: MaskEmbeddings) -> list[LabelledMasks]:
         probability = name_masks(example, found)  # (d, C)
-        counted = np.flatnonzero(probability.max(1) >= lowest)
-        iou = np.zeros((len(probability),) * 2)
-        iou[np.ix_(counted, counted)] = rle_iou([found.masks[j] for j in counted])
-        return [label_masks(probability, found, config, iou=iou) for config in configs]
+        return [label_masks(probability, found, config) for config in configs]
 
     return _evaluate(dataset, store, annotate, label)
 

@@ -63,20 +63,22 @@ def probabilities(head: MaskClassifier, tokens: np.ndarray) -> np.ndarray:
     return head(flat.to(head.mean.device)).softmax(-1).cpu().numpy()
 
 
-def nms(iou: np.ndarray, scores: np.ndarray, labels: np.ndarray, limit: float, per_class: bool) -> np.ndarray:
+def nms(masks: list[dict], scores: np.ndarray, labels: np.ndarray, limit: float, per_class: bool) -> np.ndarray:
     """Non-maximum suppression: indices of the masks that stay, highest score first (ties: lower index first).
 
     Args:
-        iou: (n, n) of all pairs.
+        masks: n COCO RLEs of one size.
         scores, labels: (n,).
         limit: a mask goes when its IoU with a mask that stays is `limit` or more.
         per_class: masks of different classes do not suppress each other.
     """
     stays: list[int] = []
-    for i in np.argsort(-scores, kind="stable"):
-        rivals = [j for j in stays if not per_class or labels[j] == labels[i]]
-        if not (iou[i, rivals] >= limit).any():
-            stays.append(int(i))
+    left = np.argsort(-scores, kind="stable")
+    while len(left):  # once for each mask that stays: they are few, and so are the pairs of masks that are compared
+        best, left = int(left[0]), left[1:]
+        stays.append(best)
+        goes = rle_iou(masks[best], [masks[j] for j in left]) >= limit
+        left = left[~goes | (per_class & (labels[left] != labels[best]))]
     return np.array(stays, int)
 
 
@@ -85,7 +87,6 @@ def choose(
     embeddings: MaskEmbeddings,
     config: InferenceConfig,
     classes: int | None = None,
-    iou: np.ndarray | None = None,
 ) -> LabelledMasks:
     """Threshold and NMS on one image (paper 3.6), its masks left at the size at which they are stored.
 
@@ -95,13 +96,11 @@ def choose(
         config: thresholds.
         classes: number of classes that the user wants, all by default. Masks with further labels take part in NMS and
             are dropped afterwards.
-        iou: (d, d) of all pairs of masks, from a caller that tries many settings.
     """
     scores, labels = probability.max(1), probability.argmax(1)
     above_threshold = np.flatnonzero((scores >= config.score_threshold) & (rle_codec.area(embeddings.masks) > 0))
-    pairs = np.ix_(above_threshold, above_threshold)
-    iou = rle_iou([embeddings.masks[j] for j in above_threshold]) if iou is None else iou[pairs]
-    order = nms(iou, scores[above_threshold], labels[above_threshold], config.nms_iou, config.nms_per_class)
+    candidates = [embeddings.masks[j] for j in above_threshold]
+    order = nms(candidates, scores[above_threshold], labels[above_threshold], config.nms_iou, config.nms_per_class)
     index = above_threshold[order]
     masks = rle_to_masks([embeddings.masks[j] for j in index])
     found = LabelledMasks(index, labels[index], scores[index], masks)
@@ -118,8 +117,7 @@ def label_masks(
     embeddings: MaskEmbeddings,
     config: InferenceConfig,
     classes: int | None = None,
-    iou: np.ndarray | None = None,
 ) -> LabelledMasks:
     """As `choose`, with the masks at the image's own size."""
-    found = choose(probability, embeddings, config, classes, iou)
+    found = choose(probability, embeddings, config, classes)
     return dataclasses.replace(found, masks=to_image_size(found.masks, embeddings.extent, embeddings.image_size))

@@ -100,9 +100,9 @@ def to_image_size(masks: np.ndarray, extent: tuple[float, float], image_size: tu
     return np.stack(large) > 127 if large else np.zeros((0, *image_size), bool)
 
 
-def rle_iou(rles: list[dict]) -> np.ndarray:
-    """IoU of all pairs of COCO RLEs of one size: (n, n) float64, 0 where both are empty."""
-    return rle_codec.iou(rles, rles, [0] * len(rles)) if rles else np.zeros((0, 0))
+def rle_iou(rle: dict, others: list[dict]) -> np.ndarray:
+    """IoU of a COCO RLE with each of `others`, of the same size: (n,) float64, 0 where both are empty."""
+    return rle_codec.iou(others, [rle], [0])[:, 0] if others else np.zeros(0)
 
 
 def mask_iou(masks: np.ndarray, others: np.ndarray | None = None) -> np.ndarray:
