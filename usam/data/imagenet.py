@@ -1,9 +1,10 @@
 """Weights that a network of torchvision begins with: its own for ImageNet, in the data folder, or a file's."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-import torchvision
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -23,11 +24,17 @@ def place(network: str, weights: str) -> tuple[Path, str | None]:
         if not (file := paths.resolve(weights)).is_file():
             raise UserError(f"acr.weights: there is no {file}: correct the profile")
         return file, None
-    known = torchvision.models.get_model_weights(network).__members__
+    known = _of_torchvision(network)
     if weights not in known:
         raise UserError(f"acr.weights: {network} has no '{weights}': choose from {', '.join(known)}, or name a file")
     url = known[weights].url
     return paths.data() / "checkpoints" / Path(url).name, url
+
+
+def _of_torchvision(network: str) -> Mapping[str, Any]:
+    from torchvision import models  # a second and a half, that only a profile with ACR shall spend
+
+    return models.get_model_weights(network).__members__
 
 
 def load(network: str, weights: str) -> dict[str, Tensor]:
@@ -54,5 +61,5 @@ def load(network: str, weights: str) -> dict[str, Tensor]:
 def table_row(network: str, weights: str) -> tuple[str, str, str, str, str]:
     """File, MiB, the beginning of its SHA-256, address, and whether it is here, as `published.table` shows them."""
     file, url = place(network, weights)
-    size = torchvision.models.get_model_weights(network)[weights].meta["_file_size"]
+    size = _of_torchvision(network)[weights].meta["_file_size"]
     return file.name, f"{size:,.0f}", f"{file.stem.rpartition('-')[2]}…", url, "yes" if file.exists() else "no"

@@ -25,7 +25,6 @@ from usam.errors import UserError
 from usam.evaluation.scores import covered_objects
 from usam.files import locked, write_atomically, writing
 from usam.method.masks import MaskEmbeddings, coarser
-from usam.method.sam import Extractor, load_sam
 from usam.method.training import Bags, train
 from usam.pipeline import cache, embedding_store
 from usam.pipeline.embedding_store import EmbeddingStore
@@ -87,7 +86,6 @@ def _make_dataset(config: DataConfig, root: Path) -> None:
     Raises:
         UserError: such a folder is in the way.
     """
-    make = imported(config.maker)
     key = cache.key([config.maker, config.images, config.classes], code=[source_folder(config.maker)])
     with locked(root):
         if _stamp(root).get("key") == key:
@@ -100,7 +98,7 @@ def _make_dataset(config: DataConfig, root: Path) -> None:
         new = root.with_name(root.name + ".making")
         shutil.rmtree(new, ignore_errors=True)
         with writing(root):
-            make(new, config.images, config.classes)
+            imported(config.maker)(new, config.images, config.classes)
             (new / STAMP).write_text(json.dumps({"key": key, "maker": config.maker, "images": config.images}))
             shutil.rmtree(root, ignore_errors=True)  # made by other code or settings
             new.rename(root)
@@ -194,10 +192,12 @@ def _folders(names: set[str]) -> list[Path]:
     return [source_folder(name) for name in sorted(names) if ":" in name]
 
 
-def extractor(profile: Profile) -> Extractor:
-    """The profile's SAM with its weights, on the GPU if there is one."""
-    model = load_sam(profile.sam.model, published.checkpoint(profile.sam), machine.device())
-    return Extractor(model, profile.sam, machine.device())
+def extractor(profile: Profile) -> Any:
+    """The profile's SAM with its weights, on the GPU if there is one: a `usam.method.sam.Extractor`."""
+    from usam.method import sam  # a second and a half, that only the one who asks for it shall spend
+
+    model = sam.load_sam(profile.sam.model, published.checkpoint(profile.sam), machine.device())
+    return sam.Extractor(model, profile.sam, machine.device())
 
 
 def heads(profile: Profile, dataset_name: str, source: str, seed: int, shuffled: bool = False) -> Heads:
