@@ -149,3 +149,12 @@ def test_the_miniature_web_shows_the_members_of_a_superclass_by_turns():
         image = datasets.web("animals", k)
         np.testing.assert_array_equal(image, world.web(member, rng_of("train", "web", "animals", k, 0)).image)
         assert not np.array_equal(image, datasets.web(member, k))
+
+
+def test_what_the_largest_class_of_an_image_was_taken_for():
+    counts = np.zeros((3, 3), int)
+    counts[0, 0], counts[1, 1], counts[2] = 900, 50, (71, 20, 9)
+    assert examples.taken_for(counts, ["cat", "dog"]) == "dog is 71% background, 20% cat, 9% dog"
+    counts[2, 0] = 571  # 20 and 9 of 600 are below 5%
+    assert examples.taken_for(counts, ["cat", "dog"]) == "dog is 95% background"
+    assert examples.taken_for(np.diag([9, 0, 0]), ["cat", "dog"]) == "no object is there"
