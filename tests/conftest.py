@@ -19,7 +19,7 @@ def tiny(tmp_path: Path, monkeypatch) -> Profile:
     smoke = profiles.load("smoke")
     voc = smoke.datasets["voc"].model_copy(update={"classes": ["car", "dog"], "images": {"test": 2, "val": 1}})
     head = smoke.head.model_copy(update={"epochs": 1})
-    return smoke.model_copy(update={"datasets": {"voc": voc}, "head": head})
+    return smoke.model_copy(update={"datasets": {"voc": voc}, "head": head, "rivals": None})
 
 
 @pytest.fixture(scope="session")
