@@ -11,6 +11,7 @@ from usam import machine, paths, profiles
 from usam.errors import UserError
 from usam.profiles import Profile
 
+ALL_KEYS = "usam/config.py and usam/profiles.py explain all keys"
 SMOKE = yaml.safe_load((paths.PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
 
 
@@ -87,9 +88,16 @@ def test_a_profile_says_only_what_differs_from_its_base(tmp_path, monkeypatch):
 
 def test_bases_that_cannot_be(tmp_path):
     write(tmp_path, "base: mine\n")
-    assert "mine.yaml: it is its own base" in message(tmp_path)
+    assert "mine.yaml: its keys 'base' lead back to it" in message(tmp_path)
     write(tmp_path, "base: nowhere\n")
     assert "no profile 'nowhere'" in message(tmp_path)
+
+
+def test_a_key_that_stands_twice_is_not_lost(tmp_path):
+    write(tmp_path, "head: {epochs: 2}\nhead: {a: 5}\n")
+    assert "mine.yaml is not valid YAML: key 'head' stands there twice" in message(tmp_path)
+    write(tmp_path, "head: {a: 2, epochs: 2, a: 5}\n")
+    assert "key 'a' stands there twice: join the two" in message(tmp_path)
 
 
 def test_values_of_the_file_are_taken(tmp_path):
@@ -113,7 +121,7 @@ def test_unknown_key_is_named(tmp_path, where):
         inner = inner[key]
     inner[last] = 1
     write(tmp_path, yaml.safe_dump(content))
-    assert message(tmp_path) == f"profiles/mine.yaml: {where}: unknown key (a typing error?)"
+    assert message(tmp_path) == f"profiles/mine.yaml: {where}: unknown key (a typing error?): {ALL_KEYS}"
 
 
 @pytest.mark.parametrize(
@@ -182,7 +190,7 @@ def test_nothing_is_trained_on_the_test_split(tmp_path):
         ),
         ({"per_class": 1, "nowhere:SOURCE": {}}, "'nowhere:SOURCE' cannot be imported as module:name"),
         ({"per_class": 1, "crawl": {}, "count": 3}, "name one kind of source (generate, crawl), found c"),
-        ({"per_class": 1, "crawl": {"tempo": 3}}, "crawl.tempo: unknown key (a typing error?)"),
+        ({"per_class": 1, "crawl": {"tempo": 3}}, f"crawl.tempo: unknown key (a typing error?): {ALL_KEYS}"),
         ({"per_class": 1, "generate": {"model": "a", "steps": 0}}, "generate.steps: Input should be greater"),
     ],
 )
@@ -239,3 +247,11 @@ def test_date_is_no_number(tmp_path):
 def test_unknown_profile_names_those_there_are():
     with pytest.raises(UserError, match=r"no profile 'nope': choose one of .*mini.*smoke"):
         profiles.load("nope")
+
+
+def test_a_search_with_an_unknown_key_or_unequal_budgets_says_so(tmp_path):
+    search = {"heads": [{"head.a": 5, "hed.epochs": 6}], "clip": [{"clip.crop": True}], "score_thresholds": [0.5]}
+    write(tmp_path, changed("search", search))
+    assert "search: there is no setting 'hed.epochs'" in message(tmp_path)
+    write(tmp_path, changed("search", search | {"heads": [{"head.a": 5}, {"head.a": 6}]}))
+    assert "heads has 2 variants and clip 1: list as many" in message(tmp_path)

@@ -44,7 +44,7 @@ def in_words(error: ValidationError, *place: str) -> str:
 
 def _in_words(error: Any) -> str:
     if error["type"] == "extra_forbidden":
-        return "unknown key (a typing error?)"
+        return "unknown key (a typing error?): usam/config.py and usam/profiles.py explain all keys"
     message = error["msg"].removeprefix("Value error, ")
     return message if error["type"] == "value_error" else f"{message}, found {error['input']!r}"
 
@@ -173,9 +173,13 @@ class DataConfig(Settings):
     @model_validator(mode="after")
     def _the_test_split_is_for_tests_alone(self) -> Self:
         if self.validation == self.split:
-            raise ValueError(f"validation and split are both '{self.split}': choices must not be made on test images")
+            raise ValueError(
+                f"validation and split are both '{self.split}': choices must not be made on test images, name another"
+            )
         if self.train == self.split:
-            raise ValueError(f"train and split are both '{self.split}': nothing must be trained on test images")
+            raise ValueError(
+                f"train and split are both '{self.split}': nothing must be trained on test images, name another"
+            )
         return self
 
 
@@ -193,12 +197,12 @@ class HeadConfig(Settings):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """of Adam, at the first step."""
     learning_rate_end: Annotated[float, Field(ge=0, le=1)] = 1.0
-    """what share of it the last step has; it changes evenly from step to step (the paper names no schedule)."""
+    """the rate at the last step, as a share of the first; it changes linearly (the paper names no schedule)."""
     standardise: bool = False
     """whether tokens are standardised, with mean and deviation of the training tokens, before the first layer (the
-    paper does not say so)."""
+    paper does not mention it)."""
     images_per_class: Count | None = None
-    """train on the first so many of each class's images; all by default."""
+    """how many images of each class to train on, the first ones; all by default."""
     precision: Annotated[Literal["auto", "float32", "bfloat16"], *ON_THIS_MACHINE] = "auto"
     """of the matrix products in training; weights, losses and inference are float32."""
 

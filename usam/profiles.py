@@ -49,7 +49,10 @@ class SearchConfig(Settings):
     @model_validator(mode="after")
     def _same_budget(self) -> Self:
         if len(self.heads) != len(self.clip):
-            raise ValueError(f"each method tries as many variants: {len(self.heads)} heads, {len(self.clip)} clip")
+            raise ValueError(
+                f"heads has {len(self.heads)} variants and clip {len(self.clip)}: list as many, so that all methods "
+                "have the same budget"
+            )
         return self
 
 
@@ -129,7 +132,8 @@ class Profile(Settings):
                 try:
                     self.changed(change)
                 except KeyError as error:
-                    raise ValueError(f"{place}: there is no setting '{next(iter(change))}'") from error
+                    wrong = next(key for key in change if error.args[0] in key.split("."))
+                    raise ValueError(f"{place}: there is no setting '{wrong}': usam/config.py has all") from error
                 except ValidationError as error:
                     raise ValueError(f"{place}: {in_words(error)}") from error
         return self
@@ -193,15 +197,27 @@ def files(name: str) -> list[Path]:
             known = ", ".join(sorted(p.stem for p in paths.PROFILES.glob("*.yaml")))
             raise UserError(f"no profile '{name}': choose one of {known}, or write {file.name} into profiles/")
         if file in found:
-            raise UserError(f"profiles/{file.name}: it is its own base: take the key 'base' out of one of the files")
+            raise UserError(f"profiles/{file.name}: its keys 'base' lead back to it: take one of them out")
         found.append(file)
         name = _read(file).get("base")
     return found[::-1]
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML of which no key is lost: PyYAML itself takes the last of equal ones without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep) for key, _ in node.value]
+        if twice := [key for k, key in enumerate(keys) if key in keys[:k]]:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key '{twice[0]}' stands there twice: join the two", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
 def _read(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = yaml.load(file.read_text(encoding="utf-8"), _EachKeyOnce)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"profiles/{file.name} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
