@@ -110,4 +110,6 @@ if [ "$job" = notebooks ]; then
     exec "$python" -P -m usam.cli ${options[@]+"${options[@]}"}
 fi
 cd "$root"
+# OpenMP's threads wait actively for each other: beside other work, small networks then take half as long again.
+export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-1000}
 "$python" -m pytest "$@"
