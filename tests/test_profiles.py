@@ -11,7 +11,7 @@ from usam import machine, paths, profiles
 from usam.errors import UserError
 from usam.profiles import Profile
 
-ALL_KEYS = "usam/config.py and usam/profiles.py explain all keys"
+ALL_KEYS = "usam/profiles.py, config.py and config_rivals.py explain all keys"
 SMOKE = yaml.safe_load((paths.PROFILES / "smoke.yaml").read_text(encoding="utf-8"))
 
 

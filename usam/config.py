@@ -44,7 +44,7 @@ def in_words(error: ValidationError, *place: str) -> str:
 
 def _in_words(error: Any) -> str:
     if error["type"] == "extra_forbidden":
-        return "unknown key (a typing error?): usam/config.py and usam/profiles.py explain all keys"
+        return "unknown key (a typing error?): usam/profiles.py, config.py and config_rivals.py explain all keys"
     message = error["msg"].removeprefix("Value error, ")
     return message if error["type"] == "value_error" else f"{message}, found {error['input']!r}"
 
